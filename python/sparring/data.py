@@ -1,0 +1,261 @@
+"""Image data: digits (comes with scikit-learn), MNIST and CIFAR-10, read from their official files and checked."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import struct
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Split = Literal["train", "test"]
+
+NAMES = ("digits", "mnist", "cifar10")
+
+MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+
+
+@dataclass(frozen=True)
+class MnistFile:
+    """An official file of MNIST: its name, and the MD5 of its content and of the compressed file that is downloaded."""
+
+    name: str
+    content_md5: str
+    download_md5: str
+
+
+MNIST_FILES: dict[Split, tuple[MnistFile, MnistFile]] = {
+    "train": (
+        MnistFile("train-images-idx3-ubyte", "6bbc9ace898e44ae57da46a324031adb", "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
+        MnistFile("train-labels-idx1-ubyte", "a25bea736e30d166cdddb491f175f624", "d53e105ee54ea40749a09fcbcd1e9432"),
+    ),
+    "test": (
+        MnistFile("t10k-images-idx3-ubyte", "2646ac647ad5339dbf082846283269ea", "9fb629c4189551a2d022fa330f9573f3"),
+        MnistFile("t10k-labels-idx1-ubyte", "27ae3e4e09519cfbb04c329615203637", "ec29112dd5afa0611ce80d1b7f02629c"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled images.
+
+    Attributes
+    ----------
+    name, split
+        Where the images are from.
+    images
+        float32 (N, C, H, W), every entry in [0, 1].
+    labels
+        int64 (N,), every entry in [0, classes).
+    classes
+        Number of classes.
+    """
+
+    name: str
+    split: Split
+    images: Tensor
+    labels: Tensor
+    classes: int
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one image, (C, H, W)."""
+        return tuple(self.images.shape[1:])
+
+    def __getitem__(self, index: Tensor | slice) -> Dataset:
+        """The images that `index` (a slice, or a tensor of indices or booleans) selects."""
+        return replace(self, images=self.images[index], labels=self.labels[index])
+
+    def subset(self, n: int, generator: torch.Generator | None = None) -> Dataset:
+        """Return `n` images drawn without replacement, equally many of each class.
+
+        Where `n` is no multiple of the number of classes, the first classes get one more. `generator` is a CPU generator; None means one with seed 0.
+        """
+        if not 0 <= n <= len(self):
+            raise ValueError(f"n must be between 0 and {len(self)}, the images at hand; got {n}")
+        generator = generator if generator is not None else torch.Generator().manual_seed(0)
+        order = torch.randperm(len(self), generator=generator).to(self.labels.device)
+        quota = torch.tensor([len(range(c, n, self.classes)) for c in range(self.classes)], device=order.device)
+        labels = self.labels[order]
+        short = torch.bincount(labels, minlength=self.classes) < quota
+        if bool(short.any()):
+            c = int(short.nonzero()[0])
+            raise ValueError(
+                f"n={n} needs {int(quota[c])} images of class {c}, but there are {int((labels == c).sum())}"
+            )
+        return self[order[_rank_in_class(labels, self.classes) < quota[labels]]]
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """Return the same data on `device`."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+
+def load(name: str, data_dir: str | Path | None = None, split: Split = "train", *, verify: bool = True) -> Dataset:
+    """Load a data set.
+
+    Parameters
+    ----------
+    name
+        "digits" (1797 images of 8x8 that come with scikit-learn; every fifth image of each class is the test split),
+        "mnist", or "cifar10".
+    data_dir
+        Folder with the official files, plain or gzipped: the four IDX files of MNIST, or `data_batch_*.bin` and
+        `test_batch.bin` of CIFAR-10's binary version (all the training batches that are there are read).
+        None: MNIST is downloaded once and cached; CIFAR-10 needs the folder; digits needs none.
+    split
+        "train" or "test".
+    verify
+        Compare MNIST's content with the official MD5. False accepts other data in MNIST's files and format.
+        CIFAR-10's content is never compared, only its layout checked.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is missing.
+    ValueError
+        If a file is truncated, too long, of the wrong kind or has the wrong checksum; the message names the file.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    folder = None if data_dir is None else Path(data_dir)
+    if name == "digits":
+        if folder is not None:
+            raise ValueError("data_dir must be None for 'digits', which come with scikit-learn")
+        return _digits(split)
+    if name == "mnist":
+        return _mnist(folder, split, verify)
+    if name == "cifar10":
+        if folder is None:
+            raise ValueError("data_dir must be given for 'cifar10': a folder with data_batch_*.bin and test_batch.bin")
+        return _cifar10(folder, split)
+    raise ValueError(f"name must be one of {', '.join(NAMES)}; got {name!r}")
+
+
+def read_idx(path: str | Path, dimensions: int) -> np.ndarray:
+    """Read an IDX file of unsigned bytes (the format of MNIST), plain or gzipped, as uint8 with `dimensions` axes."""
+    path = Path(path)
+    return _parse_idx(path, _content(path), dimensions)
+
+
+def _digits(split: Split) -> Dataset:
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+
+    pixels, labels = load_digits(return_X_y=True)
+    images = torch.from_numpy(pixels).reshape(-1, 1, 8, 8).to(torch.float32) / 16
+    whole = Dataset("digits", split, images, torch.from_numpy(labels).to(torch.int64), 10)
+    is_test = _rank_in_class(whole.labels, whole.classes) % 5 == 4
+    return whole[is_test if split == "test" else ~is_test]
+
+
+def _mnist(folder: Path | None, split: Split, verify: bool) -> Dataset:
+    contents = []
+    for file, dimensions in zip(MNIST_FILES[split], (3, 1), strict=True):
+        path = _download(file) if folder is None else _find(folder, file.name)
+        content = _content(path)
+        contents.append(_parse_idx(path, content, dimensions))
+        digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        if verify and digest != file.content_md5:
+            raise ValueError(
+                f"{path}: the content's MD5 is {digest}, expected {file.content_md5} of the official {file.name}; "
+                "verify=False accepts other data in this format"
+            )
+    images, labels = contents
+    if len(images) != len(labels):
+        raise ValueError(f"{path}: holds {len(labels)} labels, expected {len(images)}, one for each image")
+    return _dataset("mnist", split, images[:, None], labels, path)
+
+
+def _cifar10(folder: Path, split: Split) -> Dataset:
+    record = 1 + 3 * 32 * 32  # the label, then the red, green and blue planes
+    paths = [_find(folder, "test_batch.bin")] if split == "test" else _train_batches(folder)
+    batches = []
+    for path in paths:
+        content = _content(path)
+        if not content or len(content) % record:
+            raise ValueError(
+                f"{path}: holds {len(content)} bytes, expected a positive multiple of {record}, the bytes of one image"
+            )
+        batches.append(np.frombuffer(content, np.uint8).reshape(-1, record))
+        if batches[-1][:, 0].max() > 9:
+            raise ValueError(f"{path}: holds the label {batches[-1][:, 0].max()}, expected labels from 0 to 9")
+    records = np.concatenate(batches)
+    return _dataset("cifar10", split, records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0], paths[0])
+
+
+def _dataset(name: str, split: Split, images: np.ndarray, labels: np.ndarray, label_file: Path) -> Dataset:
+    if labels.size and labels.max() > 9:
+        raise ValueError(f"{label_file}: holds the label {labels.max()}, expected labels from 0 to 9")
+    return Dataset(
+        name, split, torch.from_numpy(images.astype(np.float32)) / 255, torch.from_numpy(labels.astype(np.int64)), 10
+    )
+
+
+def _rank_in_class(labels: Tensor, classes: int) -> Tensor:
+    """For each entry, how many earlier entries have the same label."""
+    return F.one_hot(labels, classes).cumsum(0).gather(1, labels[:, None])[:, 0] - 1
+
+
+def _find(folder: Path, name: str) -> Path:
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"data_dir: neither {name} nor {name}.gz is in {folder}")
+
+
+def _train_batches(folder: Path) -> list[Path]:
+    names = sorted({path.name.removesuffix(".gz") for path in folder.glob("data_batch_*.bin*")})
+    if not names:
+        raise FileNotFoundError(f"data_dir: no data_batch_*.bin or data_batch_*.bin.gz is in {folder}")
+    return [_find(folder, name) for name in names]
+
+
+def _download(file: MnistFile) -> Path:
+    import pooch  # type: ignore[import-untyped]
+
+    return Path(
+        pooch.retrieve(
+            f"{MNIST_URL}{file.name}.gz",
+            known_hash=f"md5:{file.download_md5}",
+            fname=f"{file.name}.gz",
+            path=pooch.os_cache("sparring") / "mnist",
+        )
+    )
+
+
+def _content(path: Path) -> bytes:
+    if path.suffix != ".gz":
+        return path.read_bytes()
+    try:
+        return gzip.decompress(path.read_bytes())
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{path}: expected a complete gzip file: {error}") from error
+
+
+def _parse_idx(path: Path, content: bytes, dimensions: int) -> np.ndarray:
+    # Magic number: two zero bytes, the type (8 is unsigned byte), the number of dimensions; then the sizes, big-endian.
+    header = 4 + 4 * dimensions
+    magic = bytes((0, 0, 8, dimensions))
+    if content[:4] != magic:
+        raise ValueError(
+            f"{path}: starts with 0x{content[:4].hex()}, expected 0x{magic.hex()}, "
+            f"an IDX file of unsigned bytes in {dimensions} dimension(s)"
+        )
+    if len(content) < header:
+        raise ValueError(f"{path}: truncated: holds {len(content)} bytes, expected a header of {header}")
+    shape = struct.unpack(f">{dimensions}I", content[4:header])
+    expected = header + int(np.prod(shape, dtype=np.int64))
+    if len(content) != expected:
+        what = "truncated" if len(content) < expected else "too long"
+        raise ValueError(f"{path}: {what}: holds {len(content)} bytes, expected {expected} for the shape {shape}")
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
