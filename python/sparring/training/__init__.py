@@ -1,0 +1,9 @@
+"""Training loops."""
+
+from __future__ import annotations
+
+from sparring.training.config import PRESETS, RetrainConfig
+from sparring.training.fooling import FoolingSet
+from sparring.training.loop import Progress, RetrainResult, Verdict, retrain
+
+__all__ = ["PRESETS", "FoolingSet", "Progress", "RetrainConfig", "RetrainResult", "Verdict", "retrain"]
