@@ -1,0 +1,10 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace sparring {
+
+/// The primitives, as functions of addresses: checked and documented in python/sparring/ops.py.
+void bind_ops(pybind11::module_& m);
+
+}  // namespace sparring

@@ -1,0 +1,55 @@
+// From an op's arguments to the kernel compiled for this processor, or to CUDA.
+#pragma once
+
+#include "core/isa.h"
+#include "ops/l1_step.h"
+#include "ops/project_l1_box.h"
+#include "ops/recovery_step.h"
+
+// An op adds one line here, and one at the end of its .cpp and .cu.
+#define SPARRING_FOR_EACH_OP(declare) \
+  declare(ProjectL1Box) declare(L1Step) declare(RecoveryStep)
+
+#if defined(SPARRING_X86_LEVELS)
+#define SPARRING_DECLARE_LEVELS(Op)                                                                            \
+  namespace v3 {                                                                                               \
+  void launch(const Op<float>&, int threads);                                                                  \
+  void launch(const Op<double>&, int threads);                                                                 \
+  }                                                                                                            \
+  namespace v4 {                                                                                               \
+  void launch(const Op<float>&, int threads);                                                                  \
+  void launch(const Op<double>&, int threads);                                                                 \
+  }
+#else
+#define SPARRING_DECLARE_LEVELS(Op)
+#endif
+
+#define SPARRING_DECLARE(Op)                                     \
+  SPARRING_DECLARE_LEVELS(Op)                                    \
+  namespace baseline {                                           \
+  void launch(const Op<float>&, int threads);                    \
+  void launch(const Op<double>&, int threads);                   \
+  }                                                              \
+  void launch_cuda(const Op<float>&, int device, void* stream);  \
+  void launch_cuda(const Op<double>&, int device, void* stream);
+
+namespace sparring {
+
+SPARRING_FOR_EACH_OP(SPARRING_DECLARE)
+
+template <class Args>
+void launch_cpu(const Args& args, int threads) {
+#if defined(SPARRING_X86_LEVELS)
+  switch (active_isa()) {
+    case Isa::v4:
+      return v4::launch(args, threads);
+    case Isa::v3:
+      return v3::launch(args, threads);
+    case Isa::baseline:
+      break;
+  }
+#endif
+  return baseline::launch(args, threads);
+}
+
+}  // namespace sparring

@@ -1,0 +1,18 @@
+// Rows spread over a small pool of threads.
+//
+// Threads take chunks from a shared counter and sleep when there are none: a thread that other work keeps off its core costs
+// at most one chunk, and nobody spins. The calling thread takes part. A forked child starts a pool of its own.
+#pragma once
+
+#include <stdint.h>
+
+namespace sparring {
+
+/// Work on rows [begin, end); `slot` in [0, threads) is not used by two threads at once.
+using RowsBody = void (*)(const void* context, int64_t begin, int64_t end, int slot);
+
+/// Calls body for all of [0, rows), at most `chunk` rows at a time, on at most `threads` threads. Returns when all are done.
+/// body must not throw. Where the pool is busy with another caller's work, this caller does its work alone.
+void parallel_rows(int64_t rows, int64_t chunk, int threads, RowsBody body, const void* context);
+
+}  // namespace sparring

@@ -1,0 +1,112 @@
+// Steepest ascent step in the L1 norm on the k best coordinates, then projection: the step of APGD-L1 and of SLIDE.
+//
+// For one row: among the movable coordinates - grad_i is not 0 and x_i + delta_i is not already at the face that grad_i points
+// at - take the k of largest |grad_i| (all, if there are fewer; equal ones by index, lowest first), and move each by
+// step_size / (their number) in the direction of its gradient. The result is the nearest point of the L1 ball cut by the box
+// (ops/project_l1_box.h, whose promises hold here too). Tramer & Boneh 2019, "Adversarial training and robustness for multiple
+// perturbations", section 3; Croce & Hein 2021, "Mind the box", section 3.3.
+//
+// A row with NaN or inf in x, delta or grad comes back as NaN throughout and is reported in bad_row. out may be delta.
+#pragma once
+
+#include "ops/project_l1_box.h"
+
+namespace sparring {
+
+template <class Real>
+struct L1Step {
+  int64_t rows, n;
+  Rows<const Real> delta, grad, x;
+  PerRow<double> eps, step_size;  // >= 0
+  PerRow<int64_t> k;              // >= 1
+  Real lo, hi;
+  Rows<Real> out;
+  Rows<Real> scratch;  // a row of n for each team that works at the same time
+  int64_t* bad_row;
+};
+
+namespace SPARRING_ISA_NAMESPACE {
+
+/// The largest key such that at least k keys are as large, or 1 if fewer than k keys are positive. Searches by counting,
+/// in a bracket, guessing from the logarithms of the counts at its ends; `count_from(key)` counts the keys >= key.
+template <class Key, class Count>
+SPARRING_FN Key kth_largest(int64_t k, int64_t positive, Key largest, Count count_from) {
+  Key low = 1, high = largest + 1;  // count_from(low) >= k > count_from(high)
+  double at_low = double(positive), at_high = 0.5;
+  if (at_low <= double(k)) return low;
+  for (bool halve = false; high - low > 1; halve = !halve) {
+    Key guess = low + (high - low) / 2;
+    if (!halve) {
+      const double share = __builtin_log(at_low / double(k)) / __builtin_log(at_low / at_high);
+      const Key step = Key(double(high - low) * share);
+      guess = low + (step < 1 ? 1 : step < high - low ? step : high - low - 1);
+    }
+    const int64_t found = count_from(guess);
+    if (found == k) return guess;
+    if (found > k) {
+      low = guess;
+      at_low = double(found);
+    } else {
+      high = guess;
+      at_high = found > 0 ? double(found) : 0.5;
+    }
+  }
+  return low;
+}
+
+/// One row. Returns false, and writes NaN, if an entry is not finite.
+template <class Team, class Real>
+SPARRING_FN bool l1_step(Team team, int64_t n, const Real* x, const Real* delta, const Real* grad, double eps, double step_size,
+                         int64_t k, Box<Real> box, typename Float<Real>::Bits* keys, Real* out) {
+  using Key = typename Float<Real>::Bits;
+  // Key 0 is a coordinate that cannot move; the others order as |grad| does.
+  const int64_t bad = team.count(n, [=](int64_t i) {
+    const Real g = grad[i], at = x[i] + delta[i];
+    const bool at_face = ((g > 0) & (at >= box.hi)) | ((g < 0) & (at <= box.lo));
+    keys[i] = at_face ? Key(0) : bits(magnitude(g));
+    return !(is_finite(g) & is_finite(at));
+  });
+  if (bad > 0) {
+    team.each(n, [=](int64_t i) { out[i] = not_a_number<Real>(); });
+    return false;
+  }
+  const int64_t movable = team.count(n, [=](int64_t i) { return keys[i] > 0; });
+  const int64_t chosen = k < movable ? k : movable;
+  const Key largest = team.max(n, [=](int64_t i) { return keys[i]; });
+  const auto count_from = [=](Key key) { return team.count(n, [=](int64_t i) { return keys[i] >= key; }); };
+  const Key last = kth_largest<Key>(chosen, movable, largest, count_from);
+  // Of the coordinates that tie for the last places, those up to an index; found by halving, since ties are rare.
+  int64_t tied_until = n;
+  if (count_from(last) > chosen) {
+    const int64_t places = chosen - count_from(last + 1);
+    int64_t too_few = -1;
+    for (tied_until = n - 1; tied_until - too_few > 1;) {
+      const int64_t middle = too_few + (tied_until - too_few) / 2;
+      const int64_t found = team.count(n, [=](int64_t i) { return (keys[i] == last) & (i <= middle); });
+      if (found >= places) {
+        tied_until = middle;
+      } else {
+        too_few = middle;
+      }
+    }
+  }
+  const Real move = chosen > 0 ? Real(step_size / double(chosen)) : Real(0);
+  const int64_t until = tied_until;
+  team.each(n, [=](int64_t i) {
+    const bool moves = (keys[i] > last) | ((keys[i] == last) & (i <= until));
+    const Real direction = grad[i] < 0 ? -move : move;
+    out[i] = delta[i] + (moves ? direction : Real(0));
+  });
+  return project_l1_box(team, n, x, out, eps, box, out);
+}
+
+template <class Team, class Real>
+SPARRING_FN void run_row(Team team, const L1Step<Real>& a, int64_t row, int64_t slot) {
+  const Box<Real> box = {a.lo, a.hi};
+  auto* const keys = reinterpret_cast<typename Float<Real>::Bits*>(a.scratch[slot]);
+  if (!l1_step(team, a.n, a.x[row], a.delta[row], a.grad[row], a.eps[row], a.step_size[row], a.k[row], box, keys, a.out[row]))
+    team.report(a.bad_row, row);
+}
+
+}  // namespace SPARRING_ISA_NAMESPACE
+}  // namespace sparring

@@ -1,0 +1,5 @@
+#include "ops/recovery_step.h"
+
+#include "team/launch_cpu.h"
+
+SPARRING_CPU_ENTRIES(RecoveryStep)

@@ -1,0 +1,111 @@
+// A team is the set of lanes that works on one row. An algorithm says only what is summed, counted or done for every
+// entry; every lane of the team gets the same answer. This team is one thread and its vector unit.
+//
+// Functors return their value, use ternaries in place of min and max, and & in place of &&: only then do the loops vectorise.
+#pragma once
+
+#include "core/portable.h"
+#include "team/results.h"
+
+namespace sparring::SPARRING_ISA_NAMESPACE {
+
+struct CpuTeam {
+  // Sums run in blocks: within one in the functor's own type, over all of them in double.
+  static constexpr int64_t kBlock = 1024;
+
+  /// Calls f(i) for every i of a row.
+  template <class F>
+  SPARRING_FN void each(int64_t n, F f) const {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) f(i);
+  }
+
+  template <class F>
+  SPARRING_FN double sum(int64_t n, F f) const {
+    double total = 0;
+    for (int64_t begin = 0; begin < n; begin += kBlock) {
+      const int64_t end = begin + kBlock < n ? begin + kBlock : n;
+      decltype(f(begin)) part = 0;
+#pragma omp simd reduction(+ : part)
+      for (int64_t i = begin; i < end; ++i) part += f(i);
+      total += part;
+    }
+    return total;
+  }
+
+  /// Two sums in one pass; f returns a Pair.
+  template <class F>
+  SPARRING_FN Pair<double> sum2(int64_t n, F f) const {
+    Pair<double> total = {0, 0};
+    for (int64_t begin = 0; begin < n; begin += kBlock) {
+      const int64_t end = begin + kBlock < n ? begin + kBlock : n;
+      decltype(f(begin).first) first = 0, second = 0;
+#pragma omp simd reduction(+ : first, second)
+      for (int64_t i = begin; i < end; ++i) {
+        const auto v = f(i);
+        first += v.first;
+        second += v.second;
+      }
+      total.first += first;
+      total.second += second;
+    }
+    return total;
+  }
+
+  /// A sum, a count and a maximum (of numbers >= 0; NaN passes unseen) in one pass; f returns a Survey.
+  template <class F>
+  SPARRING_FN Survey<double> survey(int64_t n, F f) const {
+    Survey<double> total = {0, 0, 0};
+    for (int64_t begin = 0; begin < n; begin += kBlock) {
+      const int64_t end = begin + kBlock < n ? begin + kBlock : n;
+      decltype(f(begin).sum) sum = 0, count = 0, largest = 0;
+#pragma omp simd reduction(+ : sum, count) reduction(max : largest)
+      for (int64_t i = begin; i < end; ++i) {
+        const auto v = f(i);
+        sum += v.sum;
+        count += v.count;
+        largest = v.largest > largest ? v.largest : largest;
+      }
+      total.sum += sum;
+      total.count += count;
+      total.largest = largest > total.largest ? largest : total.largest;
+    }
+    return total;
+  }
+
+  /// How many i of a row satisfy f, which returns bool.
+  template <class F>
+  SPARRING_FN int64_t count(int64_t n, F f) const {
+    int64_t total = 0;
+    for (int64_t begin = 0; begin < n; begin += kBlock) {
+      const int64_t end = begin + kBlock < n ? begin + kBlock : n;
+      int32_t part = 0;
+#pragma omp simd reduction(+ : part)
+      for (int64_t i = begin; i < end; ++i) part += f(i) ? 1 : 0;
+      total += part;
+    }
+    return total;
+  }
+
+  /// The largest f(i), an unsigned integer.
+  template <class F>
+  SPARRING_FN auto max(int64_t n, F f) const {
+    decltype(f(n)) largest = 0;
+#pragma omp simd reduction(max : largest)
+    for (int64_t i = 0; i < n; ++i) {
+      const auto v = f(i);
+      largest = v > largest ? v : largest;
+    }
+    return largest;
+  }
+
+  /// Lowers *lowest to `row`; other teams may do the same at the same time.
+  SPARRING_FN void report(int64_t* lowest, int64_t row) const {
+    if (lowest == nullptr) return;
+    int64_t seen = __atomic_load_n(lowest, __ATOMIC_RELAXED);
+    while (row < seen && !__atomic_compare_exchange_n(lowest, &seen, row, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    }
+  }
+};
+
+}  // namespace sparring::SPARRING_ISA_NAMESPACE

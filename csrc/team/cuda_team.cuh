@@ -1,0 +1,134 @@
+// The teams of CUDA: a warp, or a whole thread block, works on one row. Lane l handles entries l, l + lanes, ... in every
+// call, so that a lane may read back what it wrote itself without a barrier. The members mean what they mean in cpu_team.h.
+#pragma once
+
+#include "core/portable.h"
+#include "team/results.h"
+
+#if defined(SPARRING_SIMT)
+#include "team/host_simt.h"
+#endif
+
+// A test builds the emulation without this one barrier, to show that the tests notice.
+#if defined(SPARRING_SIMT_DROP_BARRIER)
+#define SPARRING_BARRIER_BEFORE_READING()
+#else
+#define SPARRING_BARRIER_BEFORE_READING() __syncthreads()
+#endif
+
+namespace sparring::SPARRING_ISA_NAMESPACE {
+
+constexpr int kWarp = 32;
+
+template <class T>
+__device__ __forceinline__ T from_lane_xor(T value, int mask) {
+  static_assert(sizeof(T) % 4 == 0);
+  uint32_t words[sizeof(T) / 4];
+  __builtin_memcpy(words, &value, sizeof(T));
+#pragma unroll
+  for (uint32_t& word : words) word = __shfl_xor_sync(0xffffffffu, word, mask);
+  __builtin_memcpy(&value, words, sizeof(T));
+  return value;
+}
+
+/// Combines one value a lane over a warp; all lanes get the same bits, since combine(a, b) = combine(b, a).
+template <class T, class Combine>
+__device__ __forceinline__ T over_warp(T value, Combine combine) {
+#pragma unroll
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) value = combine(value, from_lane_xor(value, mask));
+  return value;
+}
+
+struct WarpTeam {
+  __device__ __forceinline__ int lane() const { return int(threadIdx.x % kWarp); }
+  __device__ __forceinline__ int lanes() const { return kWarp; }
+
+  template <class T, class Combine>
+  __device__ __forceinline__ T over_all(T value, Combine combine) const {
+    return over_warp(value, combine);
+  }
+};
+
+struct BlockTeam {
+  __device__ __forceinline__ int lane() const { return int(threadIdx.x); }
+  __device__ __forceinline__ int lanes() const { return int(blockDim.x); }
+
+  template <class T, class Combine>
+  __device__ __forceinline__ T over_all(T value, Combine combine) const {
+    static_assert(sizeof(T) <= 3 * sizeof(double));
+    __shared__ double slots[kWarp * 3];
+    T* const of_warp = reinterpret_cast<T*>(slots);
+    value = over_warp(value, combine);
+    __syncthreads();  // whoever still reads the last result
+    if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = value;
+    SPARRING_BARRIER_BEFORE_READING();
+    value = of_warp[0];
+    for (int warp = 1; warp < int(blockDim.x) / kWarp; ++warp) value = combine(value, of_warp[warp]);
+    return value;
+  }
+};
+
+template <class Lanes>
+struct CudaTeam : Lanes {
+  template <class F>
+  __device__ __forceinline__ void each(int64_t n, F f) const {
+    for (int64_t i = this->lane(); i < n; i += this->lanes()) f(i);
+  }
+
+  template <class F>
+  __device__ __forceinline__ double sum(int64_t n, F f) const {
+    decltype(f(n)) part = 0;
+    each(n, [&](int64_t i) { part += f(i); });
+    return this->over_all(double(part), [](double a, double b) { return a + b; });
+  }
+
+  template <class F>
+  __device__ __forceinline__ Pair<double> sum2(int64_t n, F f) const {
+    decltype(f(n)) part = {0, 0};
+    each(n, [&](int64_t i) {
+      const auto v = f(i);
+      part.first += v.first;
+      part.second += v.second;
+    });
+    return this->over_all(Pair<double>{double(part.first), double(part.second)},
+                          [](Pair<double> a, Pair<double> b) { return Pair<double>{a.first + b.first, a.second + b.second}; });
+  }
+
+  template <class F>
+  __device__ __forceinline__ Survey<double> survey(int64_t n, F f) const {
+    decltype(f(n)) part = {0, 0, 0};
+    each(n, [&](int64_t i) {
+      const auto v = f(i);
+      part.sum += v.sum;
+      part.count += v.count;
+      part.largest = v.largest > part.largest ? v.largest : part.largest;
+    });
+    return this->over_all(Survey<double>{double(part.sum), double(part.count), double(part.largest)},
+                          [](Survey<double> a, Survey<double> b) {
+                            return Survey<double>{a.sum + b.sum, a.count + b.count, a.largest > b.largest ? a.largest : b.largest};
+                          });
+  }
+
+  template <class F>
+  __device__ __forceinline__ int64_t count(int64_t n, F f) const {
+    int64_t part = 0;
+    each(n, [&](int64_t i) { part += f(i) ? 1 : 0; });
+    return this->over_all(part, [](int64_t a, int64_t b) { return a + b; });
+  }
+
+  template <class F>
+  __device__ __forceinline__ auto max(int64_t n, F f) const {
+    decltype(f(n)) largest = 0;
+    each(n, [&](int64_t i) {
+      const auto v = f(i);
+      largest = v > largest ? v : largest;
+    });
+    return this->over_all(largest, [](auto a, auto b) { return a > b ? a : b; });
+  }
+
+  __device__ __forceinline__ void report(int64_t* lowest, int64_t row) const {
+    if (lowest != nullptr && this->lane() == 0) atomicMin(reinterpret_cast<long long*>(lowest), static_cast<long long>(row));
+  }
+};
+
+}  // namespace sparring::SPARRING_ISA_NAMESPACE
