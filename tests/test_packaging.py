@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -62,3 +63,17 @@ def test_import_is_light() -> None:
     added = {name.split(".")[0] for name in loaded_by("import sparring") - loaded_by("import torch, numpy")}
     third_party = {name for name in added if name not in sys.stdlib_module_names and not name.startswith("_")}
     assert third_party == {"sparring"}
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="levels of x86-64")
+@pytest.mark.parametrize("level", ["v3", "v4"])
+def test_kernels_keep_their_instructions_to_themselves(level: str, tmp_path: Path) -> None:
+    """No weak symbol outside the level's namespace: linked in, it could run on a machine without the level."""
+    for kernel in sorted((SOURCE / "csrc" / "ops").glob("*.cpp")):
+        target = tmp_path / f"{kernel.stem}.o"
+        flags = ["-std=c++17", "-O2", "-fPIC", f"-march=x86-64-{level}", f"-DSPARRING_ISA_NAMESPACE={level}"]
+        subprocess.run(["g++", *flags, f"-I{SOURCE / 'csrc'}", "-c", str(kernel), "-o", str(target)], check=True)
+        symbols = subprocess.run(["nm", "-C", str(target)], capture_output=True, text=True, check=True).stdout
+        assert f"sparring::{level}::launch" in symbols
+        weak = re.findall(r"^[0-9a-f]+ [uVW] (.+)$", symbols, re.MULTILINE)
+        assert [name for name in weak if f"sparring::{level}::" not in name] == []
