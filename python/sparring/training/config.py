@@ -49,7 +49,7 @@ class RetrainConfig:
     method: Method = "l1"
     steps: int = 200
     lam: float = 0.1
-    attack_lr: float | None = None
+    attack_lr: float = 0.5
     floor: float = 0.1
     mask_fraction: float = 0.0
     start: Literal["noise", "black"] = "noise"
@@ -82,8 +82,7 @@ class RetrainConfig:
         _check_range("lam", self.lam, 0.0, math.inf)
         _check_range("lr", self.lr, 1e-12, math.inf)
         _check_range("lr_decay", self.lr_decay, 1e-12, 1.0)
-        if self.attack_lr is not None:
-            _check_range("attack_lr", self.attack_lr, 1e-12, math.inf)
+        _check_range("attack_lr", self.attack_lr, 1e-12, math.inf)
         if isinstance(self.s_max, int):
             _check_count("s_max", self.s_max, 1)
         elif not 0.0 < self.s_max < 1.0:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sparring import networks
 from sparring.data import Dataset
 from sparring.training.config import RetrainConfig
-from sparring.training.evaluate import Metrics, attack_metrics, fooling_metrics, losses, real_metrics
+from sparring.training.evaluate import Metrics, attack_metrics, fooling_metrics, logits_of, losses, real_metrics
 from sparring.training.fooling import FoolingSet, join
 from sparring.training.generate import Generate, attack, merge, recover_with
 from sparring.training.labelling import Labels, labels_for
@@ -136,8 +136,8 @@ def retrain(
     if config.real_images:
         train = train.subset(min(config.real_images, len(train)), stream(config.seed, "real images"))
 
-    model, optimizer = _new_network(network, train, labels, config, generation=0)
-    state = State(model, optimizer)
+    model = new_network(network, train, config)
+    state = State(model, make_optimizer(config, model.parameters()))
     history: list[Record] = []
     checkpoint = run.restore() if run is not None else None
     if checkpoint is not None:
@@ -173,7 +173,8 @@ def retrain(
                 state.fresh_sets.append(fresh)
                 state.generation += 1
                 if config.network == "fresh":
-                    state.model, state.optimizer = _new_network(network, train, labels, config, state.generation)
+                    state.model = new_network(network, train, config, generation=state.generation)
+                    state.optimizer = make_optimizer(config, state.model.parameters())
         else:
             doing = f"generation {state.generation}, epoch {state.epoch + 1}"
             loss = train_epoch(state, train, labels, config, partial(progress, doing))
@@ -242,17 +243,20 @@ def _sample(images: Any, limit: int, generator: torch.Generator) -> Any:
     return images[torch.randperm(len(images), generator=generator)[:limit]]
 
 
-def _new_network(
-    network: NetworkSource, real: Dataset, labels: Labels, config: RetrainConfig, generation: int
-) -> tuple[nn.Module, torch.optim.Optimizer]:
+def new_network(network: NetworkSource, real: Dataset, config: RetrainConfig, *, generation: int = 0) -> nn.Module:
+    """A network with fresh weights for the real images, with as many outputs as the labelling needs."""
+    outputs = labels_for(config.labelling, real.classes).outputs
     if isinstance(network, str):
         generator = stream(config.seed, "network", generation)
-        model = networks.build(network, real.input_shape, labels.outputs, generator=generator)
+        model = networks.build(network, real.input_shape, outputs, generator=generator)
     else:
         with global_stream(config.seed, "network", generation):
-            model = network(labels.outputs)
+            model = network(outputs)
     model = model.to(real.images.device)
-    return model, make_optimizer(config, model.parameters())
+    shape = tuple(logits_of(model, real.images[:1]).shape)
+    if shape != (1, outputs):
+        raise ValueError(f"network gives outputs of shape {shape} for one image, wanted {(1, outputs)}")
+    return model
 
 
 def _attack_is_due(state: State, config: RetrainConfig) -> bool:

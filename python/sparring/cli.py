@@ -1,0 +1,436 @@
+"""The command `sparring`. What a command needs is imported when it runs, so that help comes at once."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import inspect
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sparring.data import Dataset
+    from sparring.runs import Run
+    from sparring.training import Progress
+
+RUN, DATA, ATTACK, TRAINING = "Run", "Data and network", "Attack", "Training"
+
+app = typer.Typer(
+    name="sparring",
+    help="Adversarial robustness: attack a network, train it, and see what it has learnt.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+EXAMPLES = """
+[bold]Examples[/bold]
+
+  [cyan]sparring retrain[/cyan]
+      handwritten digits of 8 x 8 pixels, in about a minute
+
+  [cyan]sparring retrain --data mnist --data-dir data/mnist --preset quick[/cyan]
+      a sample of MNIST, in a few minutes
+
+  [cyan]sparring retrain --model nets.py:Small --labelling uniform --name small[/cyan]
+      a network of yours: Small(outputs) has to make one
+
+  [cyan]sparring retrain --resume[/cyan]
+      go on with the run that was written to last
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command with these arguments, by default those of the process."""
+    app(args=None if arguments is None else list(arguments), prog_name="sparring")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from sparring import __version__
+
+        typer.echo(f"sparring {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None: ...
+
+
+@app.command()
+def info() -> None:
+    """Print versions, the instruction set in use, and whether CUDA can be used; if not, why."""
+    from sparring.info import render
+
+    typer.echo(render())
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="Folder of the run.", show_default=False)]) -> None:
+    """Write the report of a run again: RUN/report.html and RUN/figures."""
+    from sparring import report as reports
+    from sparring.runs import Run
+
+    with _users_errors():
+        typer.echo(reports.write(Run.open(run)))
+
+
+HELP = (
+    "Attack a network with sparse images made from nothing, train it to recognise them, and again.\n\n"
+    "Every generation makes images that the network takes for a class with high confidence, adds them to the training "
+    "data, trains, and measures. It ends when the attack finds no image any more, or after the last generation. "
+    "The run's folder then holds the log, TensorBoard events, checkpoints, figures and [bold]report.html[/bold]."
+)
+
+
+@app.command(help=HELP, epilog=EXAMPLES)
+def retrain(
+    context: typer.Context,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the run; by default <data>-<number>.", rich_help_panel=RUN)
+    ] = None,
+    runs_dir: Annotated[Path, typer.Option(help="Folder that holds the runs.", rich_help_panel=RUN)] = Path("runs"),
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run --name, by default with the last one, from its last checkpoint. Ends with the "
+            "same bits as without the interruption.",
+            rich_help_panel=RUN,
+        ),
+    ] = False,
+    seed: Annotated[
+        int | None, typer.Option(help="All randomness follows from it. [dim]default: 0[/dim]", rich_help_panel=RUN)
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads; by default torch's choice.", rich_help_panel=RUN)
+    ] = None,
+    data: Annotated[str, typer.Option(metavar="digits|mnist", help="Real images.", rich_help_panel=DATA)] = "digits",
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder with MNIST's four files; by default they are downloaded.", rich_help_panel=DATA),
+    ] = None,
+    real_images: Annotated[
+        int | None, typer.Option(help="Training images to use; 0: all.", rich_help_panel=DATA)
+    ] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|FILE:CLASS",
+            help="A network of sparring.networks (mlp, cnn, lenet5, ...) or a class in a Python file, called with the "
+            "number of outputs.",
+            rich_help_panel=DATA,
+        ),
+    ] = "cnn",
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="default|quick|full-sparse",
+            help="Settings to start from; the other options change them. [dim]default: default for digits, quick for "
+            "mnist[/dim]",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="adam|prox|l1",
+            help="adam: L1 penalty; prox: soft threshold; l1: steepest descent in a growing L1 ball.",
+            rich_help_panel=ATTACK,
+        ),
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(help="Images attempted per generation, to train on.", rich_help_panel=ATTACK)
+    ] = None,
+    fresh: Annotated[
+        int | None, typer.Option(help="Images attempted per generation, held out.", rich_help_panel=ATTACK)
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the attack.", rich_help_panel=ATTACK)] = None,
+    lam: Annotated[float | None, typer.Option(help="Weight of the L1 penalty.", rich_help_panel=ATTACK)] = None,
+    p_min: Annotated[
+        float | None, typer.Option(help="An image qualifies from this p(target) on ...", rich_help_panel=ATTACK)
+    ] = None,
+    s_max: Annotated[
+        float | None,
+        typer.Option(help="... with at most so many pixels lit (below 1: that share).", rich_help_panel=ATTACK),
+    ] = None,
+    mask_fraction: Annotated[
+        float | None, typer.Option(help="Share of each image held at black, at random.", rich_help_panel=ATTACK)
+    ] = None,
+    labelling: Annotated[
+        str | None,
+        typer.Option(
+            metavar="fake|uniform",
+            help="fake: a class of its own for the fooling images of each class; uniform: no class preferred.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    network: Annotated[
+        str | None,
+        typer.Option(
+            metavar="continue|fresh",
+            help="Train the same network on, or a new one in every generation.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    generations: Annotated[
+        int | None, typer.Option(help="Generations of attack and training, at most.", rich_help_panel=TRAINING)
+    ] = None,
+    pretrain_epochs: Annotated[
+        int | None, typer.Option(help="Epochs before the first attack.", rich_help_panel=TRAINING)
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs in each generation.", rich_help_panel=TRAINING)] = None,
+    keep: Annotated[
+        float | None, typer.Option(help="Share of each past set that is kept.", rich_help_panel=TRAINING)
+    ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(metavar="adam|adadelta|sgd", help="Optimiser.", rich_help_panel=TRAINING)
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.", rich_help_panel=TRAINING)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images in a batch.", rich_help_panel=TRAINING)] = None,
+) -> None:
+    """See `HELP`."""
+    console = Console()
+    given = _given(context)
+    try:
+        if resume:
+            with _users_errors():
+                run = _reopen(name, runs_dir, given)
+        else:
+            settings = {
+                "labelling": labelling, "network": network, "generations": generations, "epochs": epochs,
+                "pretrain_epochs": pretrain_epochs, "keep": keep, "images": images, "fresh": fresh, "method": method,
+                "steps": steps, "lam": lam, "p_min": p_min, "s_max": _count_or_share(s_max), "seed": seed,
+                "mask_fraction": mask_fraction, "optimizer": optimizer, "lr": lr, "batch_size": batch_size,
+                "real_images": real_images,
+            }  # fmt: skip
+            with _users_errors():
+                run = _new_run(name, runs_dir, given, data, data_dir, model, preset, threads, settings)
+    except KeyboardInterrupt:
+        console.print("Interrupted before the run began.")
+        raise typer.Exit(130) from None
+    _work(run, console)
+
+
+def _given(context: typer.Context) -> dict[str, Any]:
+    """The options that the user typed, by the option's name, in order."""
+    given = {}
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            given[parameter.opts[0]] = context.params[parameter.name or ""]
+    return given
+
+
+def _new_run(
+    name: str | None,
+    runs_dir: Path,
+    given: dict[str, Any],
+    data: str,
+    data_dir: Path | None,
+    model: str,
+    preset: str | None,
+    threads: int | None,
+    settings: dict[str, Any],
+) -> Run:
+    import torch
+
+    from sparring import report as reports
+    from sparring.runs import Run
+    from sparring.training import PRESETS
+    from sparring.training.loop import new_network
+
+    preset = preset or ("default" if data == "digits" else "quick")
+    if preset not in PRESETS:
+        raise ValueError(f"--preset {preset}: there are {', '.join(PRESETS)}")
+    config = PRESETS[preset].replace(**settings)
+    train, test = _data(data, data_dir)
+    new_network(_network(model), train, config)  # what is wrong with it is said before there is a run
+    again = {key: value for key, value in given.items() if key not in ("--name", "--runs-dir")}
+    run = Run.create(
+        runs_dir,
+        name or data,
+        {
+            "command": shlex.join(["sparring", "retrain", *(str(part) for pair in again.items() for part in pair)]),
+            "data": {
+                "name": data,
+                "folder": None if data_dir is None else str(data_dir.resolve()),
+                "shape": list(train.input_shape),
+                "classes": train.classes,
+                "training images": len(train),
+                "test images": len(test),
+            },
+            "network": _located(model),
+            "threads": threads or torch.get_num_threads(),
+            "retrain": asdict(config),
+            "versions": _versions(),
+        },
+        numbered=name is None,
+    )
+    reports.keep_reference(run, train)
+    return run
+
+
+def _reopen(name: str | None, runs_dir: Path, given: dict[str, Any]) -> Run:
+    from sparring.runs import Run, latest
+
+    others = [option for option in given if option not in ("--resume", "--name", "--runs-dir")]
+    if others:
+        raise ValueError(f"--resume goes on with the run's own settings: leave out {', '.join(others)}")
+    return latest(runs_dir) if name is None else Run.open(runs_dir / name)
+
+
+def _work(run: Run, console: Console) -> None:
+    """Do what the run's configuration says, from its last checkpoint on, and write the report."""
+    import torch
+
+    from sparring import report as reports
+    from sparring.runs import RunError
+    from sparring.training import RetrainConfig, retrain
+
+    threads = torch.get_num_threads()
+    try:
+        with _users_errors():
+            config = RetrainConfig(**run.config["retrain"])
+            network = _network(run.config["network"]["name"])
+            if _located(run.config["network"]["name"]) != run.config["network"]:
+                raise RunError(f"the file of {run.config['network']['name']} has changed since the run began")
+            train, test = _data(run.config["data"]["name"], run.config["data"]["folder"])
+            run.__enter__()
+        torch.set_num_threads(run.config["threads"])
+        console.print(
+            f"Run [bold]{run.path}[/bold]: {run.config['network']['name']} on {len(train)} images of {train.name}"
+        )
+        with run, _progress_bar(console) as on_progress:
+            result = retrain(
+                train,
+                test,
+                network,
+                config,
+                run=run,
+                on_progress=on_progress,
+                on_record=lambda record: console.print(_line(record), highlight=False),
+            )
+        page = reports.write(run)
+    except KeyboardInterrupt:
+        again = ["sparring", "retrain", "--resume", "--name", run.path.name, "--runs-dir", str(run.path.parent)]
+        console.print(f"\nInterrupted; what is done is kept. Go on with:\n  {shlex.join(again)}", soft_wrap=True)
+        raise typer.Exit(130) from None
+    finally:
+        torch.set_num_threads(threads)
+    colour = "green" if result.verdict.robust else "dark_orange"
+    console.print(f"\n[bold {colour}]{result.verdict}[/]", highlight=False, soft_wrap=True)
+    console.print(f"Report: {page}\nCurves: tensorboard --logdir {run.path / 'tensorboard'}", soft_wrap=True)
+
+
+def _line(record: dict[str, Any]) -> str:
+    """A record in a line."""
+    if record["kind"] == "attack":
+        return (
+            f"[bold]attack[/] on generation {record['generation']}: {record['0/yield']:.1%} of "
+            f"{record['0/images']:.0f} fool it; means: p(target) {record['0/prob']:.3f}, "
+            f"{record['0/sparsity']:.1f} pixels lit, {record['0/stop_step']:.0f} steps"
+        )
+    if record["kind"] == "verdict":
+        return ""
+    caught = {"new": "2/caught", "past": "3/caught", "fresh": "4/caught"}
+    shares = [f"{name} {record[key]:.1%}" for name, key in caught.items() if key in record]
+    line = f"  epoch {record['epoch']:>3}  test accuracy {record['10/accuracy']:.1%}"
+    return line + (f"  caught: {', '.join(shares)}" if shares else "")
+
+
+@contextlib.contextmanager
+def _progress_bar(console: Console) -> Iterator[Callable[[Progress], None]]:
+    """A bar at the foot of a terminal; elsewhere nothing, the records say enough."""
+    from rich import progress
+
+    columns = (progress.BarColumn(), progress.TaskProgressColumn(), progress.TimeElapsedColumn())
+    text = progress.TextColumn("{task.description}")
+    with progress.Progress(*columns, text, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("starting", total=None)
+        yield lambda now: bar.update(task, completed=now.done, total=now.total, description=now.doing)
+
+
+def _data(name: str, folder: str | Path | None) -> tuple[Dataset, Dataset]:
+    from sparring.data import load
+
+    return load(name, folder, "train"), load(name, folder, "test")
+
+
+def _network(model: str) -> str | Callable[[int], nn.Module]:
+    """A name that `sparring.networks` knows, or the class that `file.py:Class` names."""
+    from sparring.networks import NETWORKS
+
+    path, colon, attribute = model.rpartition(":")
+    if not colon:
+        if model not in NETWORKS:
+            raise ValueError(f"--model {model}: give one of {', '.join(NETWORKS)}, or FILE:CLASS")
+        return model
+    if not Path(path).is_file():
+        raise ValueError(f"--model {model}: there is no file {path}")
+    spec = importlib.util.spec_from_file_location(f"sparring_user_{Path(path).stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"--model {model}: {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    make = getattr(module, attribute, None)
+    if not callable(make):
+        raise ValueError(f"--model {model}: {path} has no class or function {attribute}")
+    try:
+        inspect.signature(make).bind(20)
+    except TypeError as error:
+        raise ValueError(
+            f"--model {model}: {attribute} has to be called with the number of outputs: {error}"
+        ) from error
+    return cast("Callable[[int], nn.Module]", make)
+
+
+def _located(model: str) -> dict[str, str]:
+    """Where the network comes from, so that it can be found again from any folder, and a change of the file noticed."""
+    path, colon, attribute = model.rpartition(":")
+    if not colon:
+        return {"name": model}
+    return {"name": f"{Path(path).resolve()}:{attribute}", "sha256": _digest(path)}
+
+
+def _digest(path: str | Path) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _count_or_share(value: float | None) -> int | float | None:
+    """1 or more is a count, less a share."""
+    return int(value) if value is not None and value >= 1 and value == int(value) else value
+
+
+def _versions() -> dict[str, str]:
+    import platform
+    from importlib.metadata import version
+
+    return {"python": platform.python_version()} | {name: version(name) for name in ("sparring", "torch", "numpy")}
+
+
+@contextlib.contextmanager
+def _users_errors() -> Iterator[None]:
+    """What is wrong with what the user gave is said in a line, without a traceback; the exit status is 2."""
+    from sparring.runs import RunError
+
+    try:
+        yield
+    except (ValueError, OSError, RunError) as error:
+        typer.secho(f"Error: {error}", fg="red", err=True)
+        raise typer.Exit(2) from None

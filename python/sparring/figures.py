@@ -1,0 +1,191 @@
+"""The figures of a report. Each function returns a figure of its own; matplotlib's global state is not touched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Series = tuple[Sequence[float], Sequence[float]]
+
+WIDTH = 4.4  # inches; a column of the report, and most of a phone's width, at the font's natural size
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours for one background; the series can be told apart with any kind of colour vision."""
+
+    name: str
+    paper: str
+    ink: str
+    faint: str
+    grid: str
+    series: tuple[str, ...]
+    ramp: tuple[str, str, str]
+
+
+LIGHT = Theme(
+    "light",
+    paper="#ffffff",
+    ink="#1d2430",
+    faint="#667085",
+    grid="#e4e7ec",
+    series=("#1f6feb", "#d9630f", "#0b8a7d", "#8a4fc7", "#7a869a"),
+    ramp=("#f2f5fa", "#8fb8f6", "#123f8c"),
+)
+DARK = Theme(
+    "dark",
+    paper="#171c24",
+    ink="#e8ecf3",
+    faint="#98a3b5",
+    grid="#2b3340",
+    series=("#6aa5ff", "#ff9a52", "#3ecfbd", "#c195f5", "#98a3b5"),
+    ramp=("#1d2430", "#2b63b8", "#a9cbff"),
+)
+
+
+def curves(
+    theme: Theme,
+    series: Mapping[str, Series],
+    *,
+    x: str,
+    y: str,
+    percent: bool = False,
+    marks: Sequence[float] = (),
+    level: tuple[str, float] | None = None,
+) -> Figure:
+    """Lines, each named at the top; `marks` are vertical lines, `level` a named horizontal one."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = _axes(theme, 2.7)
+    for i, ((label, (xs, ys)), colour) in enumerate(zip(series.items(), theme.series, strict=False)):
+        width = max(1.2, 3.2 - i)  # where lines coincide, the wider one shows from under the narrower
+        axes.plot(xs, ys, color=colour, label=label, lw=width, marker="o", ms=width + 1.6, clip_on=False, zorder=3)
+    for mark in marks:
+        axes.axvline(mark, color=theme.faint, lw=0.8, ls=(0, (1, 2.5)), zorder=1)
+    if level is not None:
+        axes.axhline(level[1], color=theme.faint, lw=1, ls=(0, (4, 3)), label=level[0], zorder=2)
+    if percent:
+        axes.set_ylim(0, 1)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    else:
+        axes.set_ylim(bottom=0)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend(theme, axes, len(series) + (level is not None))
+    return figure
+
+
+def class_map(theme: Theme, xs: Sequence[float], values: np.ndarray, *, x: str) -> Figure:
+    """Shares (classes, len(xs)) in [0, 1] as a map of colours with one row a class; NaN is left empty."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    classes = len(values)
+    figure, axes = _axes(theme, 0.75 + 0.19 * classes)
+    colours = LinearSegmentedColormap.from_list("ramp", theme.ramp)
+    drawn = axes.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=0, vmax=1, aspect="auto", interpolation="none")
+    step = max(1, len(xs) // 8)
+    axes.set_xticks(range(0, len(xs), step), [f"{value:g}" for value in xs[::step]])
+    axes.set_yticks(range(classes), [str(c) for c in range(classes)])
+    axes.set_xlabel(x)
+    axes.set_ylabel("class")
+    axes.grid(False)
+    axes.tick_params(length=0)
+    bar = figure.colorbar(drawn, ax=axes, pad=0.02, aspect=22)
+    bar.set_ticks([0, 0.5, 1], labels=["0 %", "50 %", "100 %"])
+    bar.ax.tick_params(colors=theme.faint, labelsize=8, length=0)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def histograms(
+    theme: Theme, groups: Mapping[str, np.ndarray], *, x: str, bins: np.ndarray, level: tuple[str, float]
+) -> Figure:
+    """Shares of each group over common bins, as outlines; `level` is a named vertical line."""
+    figure, axes = _axes(theme, 2.7)
+    for (label, values), colour in zip(groups.items(), theme.series, strict=False):
+        shares = np.histogram(np.clip(values, bins[0], bins[-1]), bins)[0] / max(1, len(values))
+        axes.stairs(shares, bins, color=colour, lw=1.8, label=label, zorder=3)
+        axes.stairs(shares, bins, color=colour, alpha=0.12, fill=True, zorder=2)
+    axes.axvline(level[1], color=theme.faint, lw=1, ls=(0, (4, 3)), label=level[0])
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    axes.set_xlabel(x)
+    axes.set_ylabel("share of images")
+    _legend(theme, axes, len(groups) + 1)
+    return figure
+
+
+def image_grid(
+    theme: Theme, rows: Sequence[tuple[str, Sequence[np.ndarray], Sequence[bool], str]], real: Sequence[np.ndarray]
+) -> Figure:
+    """Rows of images: a name, images (H, W) or (H, W, 3), which of them get a coloured frame, and a remark.
+
+    `real`, if not empty, is one more image for each row, shown before the others.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    columns = max((len(images) for _, images, _, _ in rows), default=0)
+    left, right, gap = 0.42, 1.3, 0.25 if len(real) else 0.0  # in image widths
+    width = left + (1 + gap if len(real) else 0) + columns * 1.1 + right
+    height = 1.1 * len(rows)
+    figure = Figure(figsize=(3.6, 3.6 * height / width), facecolor=theme.paper)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    axes.set_axis_off()
+    for r, (name, images, framed, remark) in enumerate(rows):
+        y = 1.1 * r + 0.05
+        axes.text(left / 2, y + 0.5, name, color=theme.ink, ha="center", va="center", fontsize=9, weight="bold")
+        shown: list[tuple[float, np.ndarray, str | None]] = [(left, real[r], None)] if len(real) else []
+        start = left + (1 + gap if len(real) else 0)
+        shown += [
+            (start + 1.1 * i, image, theme.series[1] if frame else theme.grid)
+            for i, (image, frame) in enumerate(zip(images, framed, strict=True))
+        ]
+        for x, image, frame in shown:
+            axes.imshow(image, cmap="gray", vmin=0, vmax=1, extent=(x, x + 1, y + 1, y), interpolation="nearest")
+            if frame is not None:
+                axes.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=frame, lw=1.1))
+        axes.text(width - right + 0.1, y + 0.5, remark, color=theme.faint, ha="left", va="center", fontsize=7.5)
+    axes.set_xlim(0, width)  # imshow changes the limits
+    axes.set_ylim(height, 0)
+    return figure
+
+
+def _axes(theme: Theme, height: float) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), facecolor=theme.paper, layout="constrained")
+    axes = figure.add_subplot(facecolor=theme.paper)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(theme.grid)
+    axes.grid(True, axis="y", color=theme.grid, lw=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=theme.faint, labelsize=8.5, length=0)
+    axes.xaxis.label.set(color=theme.faint, size=9)
+    axes.yaxis.label.set(color=theme.faint, size=9)
+    return figure, axes
+
+
+def _legend(theme: Theme, axes: Axes, entries: int) -> None:
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+        ncols=min(entries, 3),
+        frameon=False,
+        fontsize=8.5,
+        labelcolor=theme.ink,
+        handlelength=1.4,
+        columnspacing=1.3,
+        borderaxespad=0.2,
+    )
