@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `import simt`
 settings.register_profile(
     "sparring", deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
 )
+settings.register_profile("brief", settings.get_profile("sparring"), max_examples=10)  # for slow builds, e.g. sanitized
 settings.load_profile("sparring")
 
 

@@ -14,7 +14,7 @@ from sparring import _core, info
 
 def test_collect_agrees_with_its_sources() -> None:
     found = info.collect()
-    assert found["versions"]["sparring"] == sparring.__version__ == _core.build_info()["version"]
+    assert found["versions"]["sparring"] == sparring.__version__
     assert found["versions"]["torch"] == torch.__version__
     assert found["versions"]["numpy"] == np.__version__
     assert found["versions"]["python"] == platform.python_version()
