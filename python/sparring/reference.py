@@ -1,8 +1,10 @@
 """The primitives in plain float64 torch: short, sorted, obviously right, and slow.
 
 The compiled operations are checked against these. Each function takes CPU tensors of any floating-point type, computes
-in float64 and returns float64; nothing is written in place. Rows (the first dimension is the batch) that hold a NaN or
-an infinity come back as all NaN from `project_l1_box` and `l1_step`, and unchanged from `recovery_step`.
+in float64 and returns float64; nothing is written in place. Bounds, black and floor are first rounded to the data's
+type, as the compiled operations do, so that an entry that sits on one of them does so here too. Rows (the first
+dimension is the batch) that hold a NaN or an infinity come back as all NaN from `project_l1_box` and `l1_step`, and
+unchanged from `recovery_step`.
 """
 
 from __future__ import annotations
@@ -38,11 +40,10 @@ def project_l1_box(delta: Tensor, x: Tensor, eps: float | Tensor, bounds: tuple[
     Tensor, float64, shape (B, ...)
         Feasible up to float64 rounding (the compiled operation has no such slack).
     """
-    shape = delta.shape
+    shape, (lo, hi) = delta.shape, _rounded(x, *bounds)
     delta, x = _rows(delta), _rows(x)
     if delta.numel() == 0:
         return delta.reshape(shape)
-    lo, hi = bounds
     radius = _per_row(eps, delta)
     magnitude = delta.abs()
     # Room beyond |delta_i| is never used; without it every kink is finite and at t >= 0.
@@ -98,7 +99,7 @@ def l1_step(
     -------
     Tensor, float64, shape (B, ...)
     """
-    shape, (lo, hi) = delta.shape, bounds
+    shape, (lo, hi) = delta.shape, _rounded(x, *bounds)
     point = x + delta
     stuck = _rows((grad == 0) | ((grad > 0) & (point >= hi)) | ((grad < 0) & (point <= lo))).bool()
     delta, grad, x = _rows(delta), _rows(grad), _rows(x)
@@ -108,7 +109,7 @@ def l1_step(
     chosen = _per_row(k, delta).minimum((~stuck).sum(1, keepdim=True))
     move = grad.sign() * _per_row(step_size, delta) / chosen.clamp(min=1)
     stepped = torch.where(rank < chosen, delta + move, delta)
-    v = project_l1_box(stepped, x, eps, bounds)
+    v = project_l1_box(stepped, x, eps, (lo, hi))
     return v.where(_finite(delta, grad, x), torch.nan).reshape(shape)
 
 
@@ -155,6 +156,7 @@ def recovery_step(
     -------
     image, exp_avg, exp_avg_sq : Tensor (or None for moments not given), float64, shape (B, ...)
     """
+    lo, hi, black, floor = _rounded(image, *bounds, black, floor)
     inputs = [t for t in (image, grad, exp_avg, exp_avg_sq) if t is not None]
     old = image.to(torch.float64)
     old_m, old_v = (None if t is None else t.to(torch.float64) for t in (exp_avg, exp_avg_sq))
@@ -176,7 +178,7 @@ def recovery_step(
     y = old - rate * direction - black
     if penalty == "prox":
         y = y.sign() * (y.abs() - rate * weight).clamp(min=0)
-    new = (black + y).clamp(*bounds)
+    new = (black + y).clamp(lo, hi)
     new = new.where((new - black).abs() >= floor, black)
 
     live = _finite(*(_rows(t) for t in inputs)).reshape(like)
@@ -196,6 +198,12 @@ def recovery_step(
 def _rows(t: Tensor) -> Tensor:
     """(B, ...) to (B, D) in float64."""
     return t.reshape(t.shape[0], math.prod(t.shape[1:])).to(torch.float64)
+
+
+def _rounded(like: Tensor, *numbers: float) -> list[float]:
+    """Numbers as the type of `like` represents them."""
+    rounded: list[float] = torch.tensor(numbers, dtype=like.dtype).tolist()
+    return rounded
 
 
 def _per_row(value: float | Tensor, rows: Tensor) -> Tensor:

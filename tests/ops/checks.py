@@ -1,0 +1,139 @@
+"""Data for the operations, and what has to be true of their answers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Bounds = tuple[float, float]
+
+DTYPES = (torch.float32, torch.float64)
+SHAPES = ((0, 7), (1, 1), (1, 784), (5, 2), (5, 7), (5, 63), (5, 1, 28, 28), (64, 1), (64, 784), (5, 3072), (2, 150528))
+BOXES: tuple[Bounds, ...] = ((0.0, 1.0), (-1.0, 1.0), (-0.42, 2.82), (-math.inf, math.inf), (0.0, math.inf))
+
+
+def unit(dtype: torch.dtype) -> float:
+    """Unit roundoff: 2^-24 or 2^-53."""
+    return torch.finfo(dtype).eps / 2
+
+
+def smallest(dtype: torch.dtype) -> float:
+    """The least positive number of the type, a subnormal: what rounding can cost next to zero."""
+    return torch.finfo(dtype).tiny * torch.finfo(dtype).eps
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def sample(
+    shape: tuple[int, ...], dtype: torch.dtype, bounds: Bounds = (0.0, 1.0), *, seed: int = 0, spread: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """A perturbation, normal times `spread`, and a point in the box with about a fifth of its entries on a face."""
+    rng = generator(seed)
+    lo, hi = max(bounds[0], -3.0), min(bounds[1], 3.0)
+    x = lo + (hi - lo) * (1.2 * torch.rand(shape, generator=rng, dtype=torch.float64) - 0.1)
+    delta = spread * torch.randn(shape, generator=rng, dtype=torch.float64)
+    return delta.to(dtype), x.to(dtype).clamp(lo, hi)
+
+
+def flat(t: Tensor) -> Tensor:
+    """(B, ...) to (B, D), float64."""
+    return t.reshape(t.shape[0], math.prod(t.shape[1:])).to(torch.float64)
+
+
+def per_row(value: float | Tensor, rows: int) -> Tensor:
+    return torch.as_tensor(value, dtype=torch.float64).reshape(-1).expand(rows)
+
+
+def faces(bounds: Bounds, dtype: torch.dtype) -> Bounds:
+    """The bounds as the data's type represents them."""
+    lo, hi = torch.tensor(bounds, dtype=dtype).tolist()
+    return lo, hi
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal to the bit, the sign of zero included."""
+    kind = {torch.float32: torch.int32, torch.float64: torch.int64}[a.dtype]
+    return a.dtype == b.dtype and torch.equal(a.contiguous().view(kind), b.contiguous().view(kind))
+
+
+def assert_feasible(v: Tensor, x: Tensor, eps: float | Tensor, bounds: Bounds) -> None:
+    """The promise of the projection, without a tolerance.
+
+    The float64 sum of |v| is at most eps, in whatever order it is summed; and x + v is in the box, both as a sum
+    rounded to the data's type and as a real number (for the x that are in the box themselves).
+    """
+    lo, hi = faces(bounds, v.dtype)
+    total = x + v
+    inside = (x >= lo) & (x <= hi)
+    assert bool(((total >= lo) & (total <= hi) | ~inside).all()), "x + v leaves the box"
+    a, b = flat(x).numpy(), flat(v).numpy()
+    real = a + b
+    back = real - a
+    lost = (a - (real - back)) + (b - back)  # two-sum: real + lost is exactly a + b
+    outside = (real > hi) | ((real == hi) & (lost > 0)) | (real < lo) | ((real == lo) & (lost < 0))
+    assert not (outside & flat(inside).numpy().astype(bool)).any(), "x + v leaves the box by less than a rounding"
+
+    magnitude = flat(v).abs()
+    for row, radius in zip(magnitude, per_row(eps, len(v)).tolist(), strict=True):
+        assert row.sum().item() <= radius
+        assert np.sum(row.numpy()) <= radius
+        assert math.fsum(row.tolist()) <= radius
+
+
+def spared(dtype: torch.dtype, columns: int) -> float:
+    """The share of eps that a projection may leave unused, so that its mass exceeds eps in no order of summation.
+
+    In float32 four roundoffs; in float64, whose own sums err, six for every entry and two more.
+    """
+    return 4 * unit(torch.float32) if dtype == torch.float32 else 6 * (columns + 2) * unit(torch.float64)
+
+
+def assert_optimal(v: Tensor, delta: Tensor, x: Tensor, eps: float | Tensor, bounds: Bounds) -> None:
+    """One threshold t >= 0 explains every entry of a row: v_i = sign(delta_i) clip(|delta_i| - t, 0, cap_i).
+
+    An entry strictly inside (0, cap_i) says that t is |delta_i| - |v_i|, one at 0 that t is at least |delta_i|, one at
+    its cap that t is at most |delta_i| - cap_i. Tolerance: v is the rounded difference of |delta_i| and t, hence 4
+    roundoffs of the largest |v|; and the differences are formed here in float64.
+    """
+    lo, hi = faces(bounds, v.dtype)
+    d, point, kept = flat(delta), flat(x), flat(v).abs()
+    room = torch.where(d > 0, hi - point, point - lo).clamp(min=0)
+    assert bool(((kept == 0) | (flat(v).sign() == d.sign())).all()), "an entry changed its sign"
+    assert bool((kept <= d.abs()).all()), "an entry grew"
+    assert bool((kept <= room).all()), "an entry is beyond its cap"
+    for m, c, k, radius in zip(d.abs(), room, kept, per_row(eps, len(v)).tolist(), strict=True):
+        rounding = 4 * unit(v.dtype) * k.max().item() + 2 * unit(torch.float64) * m.max().item()
+        slack = rounding + smallest(v.dtype)
+        at_cap = k >= c * (1 - 2 * unit(v.dtype)) - smallest(v.dtype)
+        lower = torch.where(at_cap, 0, m - k).max().item()
+        upper = torch.where(k > 0, m - k, math.inf).min().item()
+        assert lower <= upper + slack, f"no threshold: at least {lower} and at most {upper}"
+        if k.sum().item() < radius * (1 - spared(v.dtype, len(k))) - slack * len(k):
+            assert lower <= slack, "the radius is not used up and yet something was cut off"
+
+
+def assert_near(
+    v: Tensor, expected: Tensor, x: Tensor | None = None, bounds: Bounds = (0.0, 1.0), units: float = 4.0
+) -> None:
+    """Within `units` roundoffs of the row's largest entry, and its share of the mass that is left unused.
+
+    That mass is missing in equal parts from the entries between 0 and their cap (all that are not 0, without `x`).
+    """
+    got, want = flat(v), flat(expected)
+    assert got.shape == want.shape
+    if not got.numel():
+        return
+    lo, hi = faces(bounds, v.dtype)
+    point = torch.full_like(want, math.nan) if x is None else flat(x)
+    near = 8 * unit(v.dtype) * want.abs()
+    at_cap = (point + want + near >= hi) & (want > 0) | (point + want - near <= lo) & (want < 0)
+    active = ((want != 0) & ~at_cap).sum(1, keepdim=True).clamp(min=1)
+    entry = units * unit(v.dtype) * want.abs().amax(1, keepdim=True)
+    mass = spared(v.dtype, got.shape[1]) * want.abs().sum(1, keepdim=True) / active
+    error, allowed = (got - want).abs(), entry + mass + smallest(v.dtype)
+    assert bool((error <= allowed).all()), f"off by {(error / allowed).max().item():.3g} times the tolerance"

@@ -1,0 +1,91 @@
+"""The backends on which every operation is tested: compiled CPU code, CUDA kernels run on the host, and CUDA."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `from checks import ...`
+
+LANE_ORDERS = (0, 1, 2)
+SIMT_ROWS, SIMT_COLUMNS = 8, 1500  # a lane is a fiber on the host, about a thousand times slower than compiled code
+
+
+class CudaOps:
+    """`sparring.ops` on the GPU for arguments on the CPU: same layout there, and what was written is copied back."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        from sparring import ops
+
+        return partial(self._call, getattr(ops, name))
+
+    @staticmethod
+    def _call(op: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        pairs: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def send(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return pairs.setdefault(id(value), (value, _same_layout_on_cuda(value)))[1]
+
+        try:
+            result = op(*map(send, args), **{name: send(value) for name, value in kwargs.items()})
+        finally:
+            for here, there in pairs.values():
+                if 0 not in here.stride():
+                    here.copy_(there)
+        return next((here for here, there in pairs.values() if there is result), None) or result.cpu()
+
+
+def _same_layout_on_cuda(t: Tensor) -> Tensor:
+    if t.numel() == 0:
+        return t.cuda()
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+    return t.as_strided((extent,), (1,)).cuda().as_strided(t.shape, t.stride())
+
+
+def _param(name: str, *marks: pytest.MarkDecorator) -> Any:
+    return pytest.param(name, marks=marks, id=name)
+
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        _param("cpu"),
+        *(_param(f"simt{seed}", pytest.mark.simt) for seed in LANE_ORDERS),
+        _param("cuda", pytest.mark.cuda),
+    ],
+)
+def backend(request: pytest.FixtureRequest) -> Any:
+    """Something with project_l1_box, l1_step and recovery_step, called with CPU tensors."""
+    if request.param == "cpu":
+        from sparring import ops
+
+        return ops
+    if request.param == "cuda":
+        return CudaOps()
+    import simt
+
+    return simt.SimtOps(simt.load(), seed=int(request.param.removeprefix("simt")))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave shapes that the emulation is too slow for to the other backends."""
+
+    def too_large(item: pytest.Item) -> bool:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        rows, *rest = params.get("shape", (0,))
+        columns = torch.Size(rest).numel()
+        return str(params.get("backend")).startswith("simt") and (rows > SIMT_ROWS or columns > SIMT_COLUMNS)
+
+    dropped = [item for item in items if too_large(item)]
+    if dropped:
+        items[:] = [item for item in items if not too_large(item)]
+        config.hook.pytest_deselected(items=dropped)
