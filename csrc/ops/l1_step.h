@@ -27,29 +27,33 @@ struct L1Step {
 
 namespace SPARRING_ISA_NAMESPACE {
 
-/// The largest key such that at least k keys are as large, or 1 if fewer than k keys are positive. Searches by counting,
-/// in a bracket, guessing from the logarithms of the counts at its ends; `count_from(key)` counts the keys >= key.
-template <class Key, class Count>
-SPARRING_FN Key kth_largest(int64_t k, int64_t positive, Key largest, Count count_from) {
-  Key low = 1, high = largest + 1;  // count_from(low) >= k > count_from(high)
+/// The largest key such that at least k of the `positive` keys > 0 are as large; 1 if k >= positive. Searches by counting:
+/// between two keys the logarithm of the count is taken for linear in the value, which it is for exponential tails; where that
+/// does not halve the bracket, the next step does.
+template <class Real, class Count>
+SPARRING_FN typename Float<Real>::Bits kth_largest(int64_t k, int64_t positive, double mean, typename Float<Real>::Bits largest,
+                                                   Count count_from) {
+  using Key = typename Float<Real>::Bits;
+  Key low = 1, high = largest + 1;  // count_from(low) > k > count_from(high)
+  if (positive <= k) return low;
   double at_low = double(positive), at_high = 0.5;
-  if (at_low <= double(k)) return low;
-  for (bool halve = false; high - low > 1; halve = !halve) {
-    Key guess = low + (high - low) / 2;
-    if (!halve) {
-      const double share = __builtin_log(at_low / double(k)) / __builtin_log(at_low / at_high);
-      const Key step = Key(double(high - low) * share);
-      guess = low + (step < 1 ? 1 : step < high - low ? step : high - low - 1);
-    }
-    const int64_t found = count_from(guess);
-    if (found == k) return guess;
+  double guess = mean * __builtin_log(at_low / double(k));
+  for (Key last_width = 0; high - low > 1;) {
+    const Key width = high - low;
+    Key key = bits(Real(guess));
+    if ((last_width != 0 && width > last_width / 2) | !(key > low) | !(key < high)) key = low + width / 2;
+    last_width = width;
+    const int64_t found = count_from(key);
+    if (found == k) return key;
     if (found > k) {
-      low = guess;
+      low = key;
       at_low = double(found);
     } else {
-      high = guess;
+      high = key;
       at_high = found > 0 ? double(found) : 0.5;
     }
+    const double from = from_bits<Real>(low), to = from_bits<Real>(high);
+    guess = from + (to - from) * (__builtin_log(at_low / double(k)) / __builtin_log(at_low / at_high));
   }
   return low;
 }
@@ -60,21 +64,20 @@ SPARRING_FN bool l1_step(Team team, int64_t n, const Real* x, const Real* delta,
                          int64_t k, Box<Real> box, typename Float<Real>::Bits* keys, Real* out) {
   using Key = typename Float<Real>::Bits;
   // Key 0 is a coordinate that cannot move; the others order as |grad| does.
-  const int64_t bad = team.count(n, [=](int64_t i) {
-    const Real g = grad[i], at = x[i] + delta[i];
+  const auto whole = team.survey(n, [=](int64_t i) {
+    const Real g = grad[i], m = magnitude(g), at = x[i] + delta[i];
     const bool at_face = ((g > 0) & (at >= box.hi)) | ((g < 0) & (at <= box.lo));
-    keys[i] = at_face ? Key(0) : bits(magnitude(g));
-    return !(is_finite(g) & is_finite(at));
+    const Real movable = at_face ? Real(0) : m;
+    keys[i] = bits(movable);
+    return Survey<Real>{is_finite(g) & is_finite(at) ? movable : not_a_number<Real>(), movable > 0 ? Real(1) : Real(0), movable};
   });
-  if (bad > 0) {
+  if (whole.sum != whole.sum) {
     team.each(n, [=](int64_t i) { out[i] = not_a_number<Real>(); });
     return false;
   }
-  const int64_t movable = team.count(n, [=](int64_t i) { return keys[i] > 0; });
-  const int64_t chosen = k < movable ? k : movable;
-  const Key largest = team.max(n, [=](int64_t i) { return keys[i]; });
+  const int64_t movable = int64_t(whole.count), chosen = k < movable ? k : movable;
   const auto count_from = [=](Key key) { return team.count(n, [=](int64_t i) { return keys[i] >= key; }); };
-  const Key last = kth_largest<Key>(chosen, movable, largest, count_from);
+  const Key last = kth_largest<Real>(chosen, movable, whole.sum / whole.count, bits(Real(whole.largest)), count_from);
   // Of the coordinates that tie for the last places, those up to an index; found by halving, since ties are rare.
   int64_t tied_until = n;
   if (count_from(last) > chosen) {

@@ -35,140 +35,126 @@ template <class Real>
 struct Box {
   Real lo, hi;
 
-  /// How far x may move in the direction of d; at least 0.
-  SPARRING_FN Real room(Real x, Real d) const {
-    const Real to_face = d < 0 ? x - lo : hi - x;
-    return to_face > 0 ? to_face : Real(0);
-  }
+  /// How far x may move in the direction of d; negative where x lies outside.
+  SPARRING_FN Real room(Real x, Real d) const { return d < 0 ? x - lo : hi - x; }
 
-  /// The same, rounded towards zero: x plus or minus it stays inside in exact arithmetic.
+  /// The same, rounded down: x plus or minus it stays inside in exact arithmetic.
   SPARRING_FN Real room_inside(Real x, Real d) const {
     const Real p = d < 0 ? x : hi, q = d < 0 ? lo : x;
-    const Real difference = p - q;
-    const Real back = difference - p;
+    const Real difference = p - q, back = difference - p;
     const Real error = (p - (difference - back)) - (q + back);  // p - q = difference + error, exactly (Knuth's TwoSum)
-    const Real inside = error < 0 ? towards_zero(difference) : difference;
-    return difference > 0 ? inside : Real(0);
+    return error < 0 ? towards_zero(difference) : difference;
   }
 };
 
-/// The largest Real that is at most v >= 0.
+/// The threshold t = anchor - shift: an entry keeps clip((m - anchor) + shift, 0, room). The difference from the anchor, a
+/// magnitude near t, is exact where it matters, so the shift resolves eps however small it is beside the magnitudes.
 template <class Real>
-SPARRING_FN Real round_down(double v) {
-  const Real nearest = Real(v);
-  return double(nearest) > v ? towards_zero(nearest) : nearest;
-}
-
-/// The threshold is anchor - shift: an entry keeps clip((m - anchor) + shift, 0, room). The difference from the anchor, a
-/// magnitude near the threshold, is exact where it matters, so the shift resolves eps however small it is beside m.
 struct Threshold {
-  double anchor, shift;
+  Real anchor, shift;
+
+  SPARRING_FN Real over(Real m) const { return (m - anchor) + shift; }
+  SPARRING_FN Real kept(Real m, Real room) const { return larger(smaller(over(m), room), Real(0)); }
 };
 
-/// Finds t with mass(t) ~ eps to working precision, mass falling from mass(0) > eps to mass(largest) = 0. Newton inside a
-/// bracket; a step that leaves the bracket is replaced by halving it in the order of the floating-point numbers.
+template <class Real>
+struct Bracket {
+  Real below, above;  // mass(below) > eps >= mass(above); both >= 0
+
+  SPARRING_FN bool holds(Real t) const { return (t > below) & (t < above); }
+  SPARRING_FN bool closed() const { return bits(above) - bits(below) <= 1; }
+  /// Halfway in the order of the floating-point numbers, so that no range of magnitudes is too wide.
+  SPARRING_FN Real middle() const { return from_bits<Real>(bits(below) + (bits(above) - bits(below)) / 2); }
+};
+
+/// t with mass(t) ~ eps to the precision of a sum in Real, in a bracket. The mean of two Newton steps, on the mass (convex
+/// but for the box: too short) and on its logarithm (concave for tails lighter than exponential: too long); their errors are
+/// of second order and of opposite sign. `mass` and `active` are given for t = 0, where mass > eps.
 template <class Team, class Real>
-SPARRING_FN Real newton_in_bracket(Team team, int64_t n, const Real* x, const Real* delta, double eps, Box<Real> box, Real start,
-                                   Real largest) {
-  constexpr double near_enough = 1e-4;  // relative to eps; refine() finishes in double
-  Real below = 0, above = largest;
-  Real t = (start > below) & (start < above) ? start : from_bits<Real>(bits(above) / 2);
+SPARRING_FN Threshold<Real> newton_in_bracket(Team team, int64_t n, const Real* x, const Real* delta, double eps, Box<Real> box,
+                                              double mass, double active, Real largest) {
+  constexpr double near_enough = 1e-3;  // the last Newton step, which is returned as the shift, is then good to its square
+  Bracket<Real> bracket = {0, largest};
+  const double at_least = (mass - eps) / double(n);  // t takes at most n t away (Michelot 1986)
+  Real t = 0;
   for (;;) {
+    const double step = ((mass - eps) + mass * __builtin_log(mass / eps)) / (2 * active);
+    if (t > 0 && magnitude(mass - eps) <= near_enough * eps) return {t, -Real(step)};
+    const Real next = Real(double(t) + step > at_least ? double(t) + step : at_least);
+    t = bracket.holds(next) ? next : bracket.middle();
     const Real at = t;
-    const auto [mass, active] = team.sum2(n, [=](int64_t i) {
-      const Real d = delta[i], over = magnitude(d) - at, room = box.room(x[i], d);
-      const Real kept = over > 0 ? (over < room ? over : room) : Real(0);
-      return Pair<Real>{kept, (over > 0) & (over < room) ? Real(1) : Real(0)};
+    const auto found = team.sum2(n, [=](int64_t i) {
+      const Real d = delta[i], over = magnitude(d) - at, kept = larger(smaller(over, box.room(x[i], d)), Real(0));
+      return Pair<Real>{kept, kept == over ? Real(1) : Real(0)};
     });
-    const double excess = mass - eps;
-    if (magnitude(excess) <= near_enough * eps) return t;
-    if (excess > 0) below = t;
-    if (excess < 0) above = t;
-    if (bits(above) - bits(below) <= 1) return above;
-    const Real next = Real(double(t) + excess / active);
-    t = (next > below) & (next < above) ? next : from_bits<Real>(bits(below) + (bits(above) - bits(below)) / 2);
+    mass = found.first;
+    active = found.second;
+    (mass > eps ? bracket.below : bracket.above) = t;
+    if (bracket.closed()) return {bracket.above, 0};
   }
 }
 
-/// The same search in double, for the shift below an anchor, until the sum is `target` to within `tolerance`.
+/// Moves the shift until what is kept sums, in double, to within [least, most].
 template <class Team, class Real>
-SPARRING_FN Threshold refine(Team team, int64_t n, const Real* x, const Real* delta, double target, double tolerance, Box<Real> box,
-                             Threshold t) {
-  double low = -1, high = t.anchor;  // shifts known to keep at most target (once low_known), at least target
+SPARRING_FN Threshold<Real> settle(Team team, int64_t n, const Real* x, const Real* delta, double least, double most, Box<Real> box,
+                                   Threshold<Real> t) {
+  const double aim = least + (most - least) / 2;
+  Real low = -t.anchor, high = t.anchor;  // shifts that keep too little, too much; t >= 0 means shift <= anchor
   bool low_known = false;
-  double reach = target / double(n);
+  double reach = aim / double(n);
   for (int step = 0; step < 200; ++step) {
-    const Threshold at = t;
-    const auto [mass, active] = team.sum2(n, [=](int64_t i) {
-      const Real d = delta[i];
-      const double over = (double(magnitude(d)) - at.anchor) + at.shift, room = box.room(x[i], d);
-      const double kept = over > 0 ? (over < room ? over : room) : 0.0;
-      return Pair<double>{kept, (over >= 0) & (over < room) ? 1.0 : 0.0};
-    });
-    const double excess = mass - target;
-    if (magnitude(excess) <= tolerance) return t;
-    if (excess > 0) {
-      high = t.shift < high ? t.shift : high;
+    const Threshold<Real> at = t;
+    const double mass =
+        team.sum(n, [=](int64_t i) { return double(at.kept(magnitude(delta[i]), box.room(x[i], delta[i]))); });
+    if ((mass >= least) & (mass <= most)) return t;
+    if (mass > most) {
+      high = smaller(t.shift, high);
     } else {
       low = t.shift;
       low_known = true;
     }
-    double next = t.shift - excess / active;
-    const bool usable = (active > 0) & (next < high) & (!low_known | (next > low));
-    if (!usable) {
-      next = low_known ? low + (high - low) / 2 : high - reach;
+    const int64_t active = team.count(n, [=](int64_t i) {
+      const Real over = at.over(magnitude(delta[i]));
+      return (over >= 0) & (over < box.room(x[i], delta[i]));
+    });
+    Real next = Real(double(t.shift) - (mass - aim) / double(active));
+    if (!((active > 0) & (next < high) & (!low_known | (next > low)))) {
+      next = low_known ? low + (high - low) / 2 : Real(double(high) - reach);
       reach *= 4;
     }
-    if (next == t.shift) return t;
+    if (low_known & ((next <= low) | (next >= high))) break;  // the shift's own resolution
     t.shift = next;
   }
-  return Threshold{t.anchor, low_known ? low : t.shift};
-}
-
-template <class Team, class Real>
-SPARRING_FN double write_kept(Team team, int64_t n, const Real* x, const Real* delta, Box<Real> box, Threshold t, Real* out) {
-  return team.sum(n, [=](int64_t i) {
-    const Real d = delta[i];
-    const double over = (double(magnitude(d)) - t.anchor) + t.shift;
-    const Real kept = round_down<Real>(over > 0 ? over : 0.0), room = box.room_inside(x[i], d);
-    const Real v = kept < room ? kept : room;
-    out[i] = v > 0 ? (d < 0 ? -v : v) : Real(0);
-    return double(v);
-  });
+  return {t.anchor, low};
 }
 
 /// One row. Returns false, and writes NaN, if x or delta has an entry that is not finite.
 template <class Team, class Real>
 SPARRING_FN bool project_l1_box(Team team, int64_t n, const Real* x, const Real* delta, double eps, Box<Real> box, Real* out) {
   const auto whole = team.survey(n, [=](int64_t i) {
-    const Real d = delta[i], m = magnitude(d), room = box.room(x[i], d);
-    return Survey<Real>{m < room ? m : room, is_finite(d) & is_finite(x[i]) ? Real(0) : Real(1), m};
+    const Real d = delta[i], m = magnitude(d), kept = larger(smaller(m, box.room(x[i], d)), Real(0));
+    return Survey<Real>{is_finite(d) & is_finite(x[i]) ? kept : not_a_number<Real>(), (m > 0) & (m == kept) ? Real(1) : Real(0), m};
   });
-  if (whole.count > 0) {
+  if (whole.sum != whole.sum) {
     team.each(n, [=](int64_t i) { out[i] = not_a_number<Real>(); });
     return false;
   }
-  // Sums of n terms in float64 in any order err by at most n half units in the last place: leave that much below eps.
-  const double target = n == 1 ? eps : eps * (1 - double(n + 2) * 0x1p-52);
+  // Sums of n terms in float64, in any order, err by at most n half units in the last place: stay that much below eps.
+  const double most = n == 1 ? eps : eps * (1 - double(n + 2) * 0x1p-52);
+  const double least = most - eps * (sizeof(Real) == 4 ? 0x1p-22 : double(n + 2) * 0x1p-51);
   constexpr double doubt = 1e-4;  // the survey adds in Real
-  Threshold t = {0, 0};
-  if (target <= 0) {
-    t.anchor = whole.largest;
-  } else if (!(whole.sum * (1 + doubt) <= target)) {
-    if (whole.sum * (1 - doubt) > target) {
-      const double start = (whole.sum - eps) / double(n);  // t is at least this: it takes at most n t away (Michelot 1986)
-      t.anchor = newton_in_bracket(team, n, x, delta, eps, box, Real(start), Real(whole.largest));
-    }
-    t = refine(team, n, x, delta, target, 1e-9 * eps, box, t);
+  Threshold<Real> t = {0, 0};
+  if (eps <= 0) {
+    t.anchor = Real(whole.largest);
+  } else if (!(whole.sum * (1 + doubt) <= most)) {
+    if (whole.sum * (1 - doubt) > most)
+      t = newton_in_bracket(team, n, x, delta, eps, box, whole.sum, whole.count, Real(whole.largest));
+    t = settle(team, n, x, delta, least, most, box, t);
   }
-  // The threshold is right up to its own rounding; should what is written still exceed eps, lower the shift and write again.
-  double margin = 0x1p-52 * eps;
-  double written = write_kept(team, n, x, delta, box, t, out);
-  while (written > target) {
-    t.shift -= (written - target) / double(n) + margin;
-    margin *= 2;
-    written = write_kept(team, n, x, delta, box, t, out);
-  }
+  team.each(n, [=](int64_t i) {
+    const Real d = delta[i], v = t.kept(magnitude(d), box.room_inside(x[i], d));
+    out[i] = d < 0 ? Real(0) - v : v;
+  });
   return true;
 }
 

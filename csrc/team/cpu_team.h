@@ -11,7 +11,7 @@ namespace sparring::SPARRING_ISA_NAMESPACE {
 
 struct CpuTeam {
   // Sums run in blocks: within one in the functor's own type, over all of them in double.
-  static constexpr int64_t kBlock = 1024;
+  static constexpr int64_t kBlock = 4096;
 
   /// Calls f(i) for every i of a row.
   template <class F>
@@ -39,7 +39,8 @@ struct CpuTeam {
     Pair<double> total = {0, 0};
     for (int64_t begin = 0; begin < n; begin += kBlock) {
       const int64_t end = begin + kBlock < n ? begin + kBlock : n;
-      decltype(f(begin).first) first = 0, second = 0;
+      decltype(f(begin).first) first = 0;
+      decltype(f(begin).second) second = 0;
 #pragma omp simd reduction(+ : first, second)
       for (int64_t i = begin; i < end; ++i) {
         const auto v = f(i);
@@ -76,9 +77,10 @@ struct CpuTeam {
   /// How many i of a row satisfy f, which returns bool.
   template <class F>
   SPARRING_FN int64_t count(int64_t n, F f) const {
+    constexpr int64_t block = int64_t(1) << 30;
     int64_t total = 0;
-    for (int64_t begin = 0; begin < n; begin += kBlock) {
-      const int64_t end = begin + kBlock < n ? begin + kBlock : n;
+    for (int64_t begin = 0; begin < n; begin += block) {
+      const int64_t end = begin + block < n ? begin + block : n;
       int32_t part = 0;
 #pragma omp simd reduction(+ : part)
       for (int64_t i = begin; i < end; ++i) part += f(i) ? 1 : 0;

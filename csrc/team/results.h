@@ -5,9 +5,10 @@
 
 namespace sparring::SPARRING_ISA_NAMESPACE {
 
-template <class T>
+template <class First, class Second = First>
 struct Pair {
-  T first, second;
+  First first;
+  Second second;
 };
 
 template <class T>

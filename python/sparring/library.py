@@ -1,0 +1,136 @@
+"""The primitives as ``torch.ops.sparring.*``, for torch.compile, autograd and ``torch.library.opcheck``.
+
+Eager calls without autograd go straight to the compiled module (:mod:`sparring.ops`); only tracing and differentiation
+pass here. Numbers that may differ from row to row are tensors of shape (B,) or ().
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparring import ops
+
+
+@torch.library.custom_op("sparring::project_l1_box", mutates_args=())
+def project_l1_box(delta: Tensor, x: Tensor, eps: Tensor, lo: float, hi: float, check_finite: bool = True) -> Tensor:
+    with torch.no_grad():
+        out = torch.empty_like(delta, memory_format=torch.contiguous_format)
+        ops.project_l1_box(delta.detach(), x.detach(), eps, (lo, hi), out=out, check_finite=check_finite)
+        return out
+
+
+@project_l1_box.register_fake
+def _(delta: Tensor, x: Tensor, eps: Tensor, lo: float, hi: float, check_finite: bool = True) -> Tensor:
+    return torch.empty_like(delta, memory_format=torch.contiguous_format)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    delta, x, eps, ctx.lo, ctx.hi, _ = inputs
+    ctx.save_for_backward(delta, x, eps, output)
+
+
+def _projection_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    """v = s clip(m - t, 0, room): entries strictly between move with delta, those at the box with -x, and on the
+    sphere t makes sum |v| = eps, so that dt = (sum of d|v| at fixed t - d eps) / (number strictly between)."""
+    delta, x, eps, v = ctx.saved_tensors
+    rows = delta.shape[0]
+    d, points, out, g = (a.reshape(rows, -1) for a in (delta, x, v, upstream))
+    sign, kept = d.sign(), out.abs()
+    room = torch.where(d < 0, points - ctx.lo, ctx.hi - points).clamp(min=0)
+    tie = 4 * torch.finfo(d.dtype).eps * kept
+    at_box = (kept > 0) & (kept >= room - tie)
+    between = (kept > 0) & ~at_box
+    moved = (d.abs() - kept > tie) & between
+    on_sphere = moved.any(dim=1, keepdim=True)
+    per_entry = (g * sign * between).sum(1, keepdim=True) / between.sum(1, keepdim=True).clamp(min=1)
+    h = torch.where(on_sphere, per_entry, 0.0)
+    grad_delta = torch.where(between, g - sign * h, 0.0)
+    grad_x = torch.where(at_box, sign * h - g, 0.0)
+    grad_eps = h[:, 0].to(eps.dtype)
+    return (
+        grad_delta.reshape_as(delta),
+        grad_x.reshape_as(x),
+        grad_eps if eps.ndim else grad_eps.sum(),
+        None,
+        None,
+        None,
+    )
+
+
+project_l1_box.register_autograd(_projection_backward, setup_context=_save)
+
+
+@torch.library.custom_op("sparring::l1_step", mutates_args=())
+def l1_step(
+    delta: Tensor,
+    grad: Tensor,
+    x: Tensor,
+    eps: Tensor,
+    step_size: Tensor,
+    k: Tensor,
+    lo: float,
+    hi: float,
+    check_finite: bool = True,
+) -> Tensor:
+    out = torch.empty_like(delta, memory_format=torch.contiguous_format)
+    ops.l1_step(delta, grad, x, eps, step_size, k, (lo, hi), out=out, check_finite=check_finite)
+    return out
+
+
+@l1_step.register_fake
+def _(
+    delta: Tensor,
+    grad: Tensor,
+    x: Tensor,
+    eps: Tensor,
+    step_size: Tensor,
+    k: Tensor,
+    lo: float,
+    hi: float,
+    check_finite: bool = True,
+) -> Tensor:
+    return torch.empty_like(delta, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("sparring::recovery_step", mutates_args=("image", "exp_avg", "exp_avg_sq"))
+def recovery_step(
+    image: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor | None,
+    exp_avg_sq: Tensor | None,
+    lr: Tensor,
+    lam: Tensor,
+    mask: Tensor | None,
+    frozen: Tensor | None,
+    prox: bool,
+    step: int,
+    beta1: float,
+    beta2: float,
+    adam_eps: float,
+    black: float,
+    lo: float,
+    hi: float,
+    floor: float,
+    check_finite: bool = True,
+) -> None:
+    ops.recovery_step(
+        image,
+        grad,
+        lr=lr,
+        lam=lam,
+        penalty="prox" if prox else "subgradient",
+        exp_avg=exp_avg,
+        exp_avg_sq=exp_avg_sq,
+        step=step,
+        betas=(beta1, beta2),
+        adam_eps=adam_eps,
+        black=black,
+        bounds=(lo, hi),
+        floor=floor,
+        mask=mask,
+        frozen=frozen,
+        check_finite=check_finite,
+    )
