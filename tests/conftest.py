@@ -1,7 +1,8 @@
-"""Shared set-up: helper modules importable, CUDA tests only where a device is, one Hypothesis profile."""
+"""Shared set-up: helper modules importable, one Hypothesis profile, tests only where what they need is at hand."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -19,9 +20,26 @@ settings.register_profile("brief", settings.get_profile("sparring"), max_example
 settings.load_profile("sparring")
 
 
+# Reference networks and data sets that are too large to commit, beside the checkout or where SPARRING_SHARED says.
+SHARED = Path(os.environ.get("SPARRING_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "shared: needs the folder of reference networks and data (SPARRING_SHARED)")
+    if "SPARRING_SHARED" in os.environ and not SHARED.is_dir():
+        raise pytest.UsageError(f"SPARRING_SHARED: {SHARED} is not a folder")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without a device the tests marked `cuda` are deselected, and so not reported as skipped."""
-    if not torch.cuda.is_available():
-        absent = [item for item in items if item.get_closest_marker("cuda")]
-        items[:] = [item for item in items if not item.get_closest_marker("cuda")]
+    """Deselect, rather than skip, the tests marked `cuda` where no device is and `shared` where the folder is not."""
+    at_hand = {"cuda": torch.cuda.is_available(), "shared": (SHARED / "models").is_dir()}
+    absent = [item for item in items if any(item.get_closest_marker(name) for name, is_ in at_hand.items() if not is_)]
+    if absent:
+        items[:] = [item for item in items if item not in absent]
         config.hook.pytest_deselected(items=absent)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference networks and data; for tests marked `shared`."""
+    return SHARED

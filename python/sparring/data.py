@@ -80,7 +80,8 @@ class Dataset:
     def subset(self, n: int, generator: torch.Generator | None = None) -> Dataset:
         """Return `n` images drawn without replacement, equally many of each class.
 
-        Where `n` is no multiple of the number of classes, the first classes get one more. `generator` is a CPU generator; None means one with seed 0.
+        Where `n` is no multiple of the number of classes, the first classes get one more.
+        `generator` is a CPU generator; None means one with seed 0.
         """
         if not 0 <= n <= len(self):
             raise ValueError(f"n must be between 0 and {len(self)}, the images at hand; got {n}")
