@@ -1,0 +1,164 @@
+"""The results as tables: ``python benchmarks/table.py [--readme README.md]`` prints them and rewrites the README's."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+Record = dict[str, Any]
+
+
+def number(value: float) -> str:
+    """Three digits at most, without an exponent."""
+    return f"{value:.0f}" if value >= 99.5 else f"{value:.2g}" if value < 9.95 else f"{value:.3g}".removesuffix(".0")
+
+
+def size(shape: list[int]) -> str:
+    return "×".join(map(str, shape))
+
+
+def times(ratio: dict[str, float], spread: bool) -> str:
+    text = number(ratio["median"]) + "x"
+    return f"{text} [{number(ratio['low'])}-{number(ratio['high'])}]" if spread else text
+
+
+def percent(share: dict[str, float]) -> str:
+    return f"{100 * share['median']:.0f} %"
+
+
+def grid(rows: list[list[str]]) -> str:
+    """A Markdown table whose columns line up in plain text."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    rows.insert(1, ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]])
+    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in padded)
+
+
+def ordered(values: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))
+
+
+def table_of(records: list[Record], spread: bool) -> str:
+    """One op on one device: a row per contestant, a column per shape, the thread counts side by side in a cell."""
+    shapes = sorted(ordered(tuple(r["shape"]) for r in records), key=lambda shape: (shape[1], shape[0]))
+    cells: dict[str, dict[Any, list[str]]] = {}
+    errors: dict[str, dict[str, float]] = {}
+
+    def add(label: str, record: Record, text: str) -> None:
+        cells.setdefault(label, {}).setdefault(tuple(record["shape"]), []).append(text)
+
+    def judge(label: str, verdict: Record) -> None:
+        worst = errors.setdefault(label, {})
+        for field in ("error", "over_budget", "out_of_box"):
+            if field in verdict:
+                worst[field] = max(worst.get(field, 0.0), verdict[field])
+
+    for record in sorted(records, key=lambda r: r["threads"] or 0):
+        for peer in record["peers"]:
+            label = peer["name"] + (f" ({peer['weaker']})" if "weaker" in peer else "")
+            add(label, record, "failed" if "failed" in peer else times(peer["ratio"], spread))
+            judge(label, peer)
+    for record in sorted(records, key=lambda r: r["threads"] or 0):
+        judge("**ours**", record["ours"])
+        if "microseconds" in record:
+            add("**ours**", record, number(record["microseconds"]["median"]) + " µs")
+        if "fresh_output" in record:
+            add("ours, into a new tensor", record, times(record["fresh_output"], spread))
+        add("ours: share of copy bandwidth", record, percent(record["share_of_floor"]))
+    cells = {"**ours**": cells.get("**ours**", {})} | cells
+
+    checks = [f for f in ("error", "over_budget", "out_of_box") if any(f in worst for worst in errors.values())]
+    titles = {"error": "error", "over_budget": "over eps", "out_of_box": "out of box"}
+    rows = [["", *(size(list(shape)) for shape in shapes), *(titles[check] for check in checks)]]
+    for label, row in cells.items():
+        marks = [f"{errors[label][c]:.0e}" if errors.get(label, {}).get(c) else "" for c in checks]
+        if label == "**ours**":
+            marks = [mark or "0" for mark in marks]
+        unit = "1x" if label == "**ours**" else ""
+        rows.append([label, *(" / ".join(row.get(shape, [unit])) for shape in shapes), *marks])
+    return grid(rows)
+
+
+def latency_table(records: list[Record]) -> str:
+    rows = [["one image of 784, from Python", "median", "quartiles"]]
+    for record in records:
+        t = record["microseconds"]
+        rows.append([f"`{record['op'].removesuffix(', one call')}`", f"{number(t['median'])} µs"])
+        rows[-1].append(f"{number(t['low'])}-{number(t['high'])} µs")
+    return grid(rows)
+
+
+def render(records: list[Record], spread: bool = False) -> str:
+    """All tables of one machine."""
+    parts = []
+    compared = [r for r in records if "peers" in r]
+    for op, device in ordered((r["op"], r["device"]) for r in compared):
+        group = [r for r in compared if (r["op"], r["device"]) == (op, device)]
+        threads = [str(n) for n in sorted({r["threads"] for r in group if r["threads"]})]
+        where = f"CPU, {' / '.join(threads)} thread{'s' * (threads != ['1'])}" if threads else "CUDA"
+        parts.append(f"**`{op.split(',')[0]}`**{op[len(op.split(',')[0]) :]} ({where}):\n\n{table_of(group, spread)}")
+    calls = [r for r in records if "peers" not in r]
+    if calls:
+        parts.append(latency_table(calls))
+    return "\n\n".join(parts)
+
+
+def requirements(records: list[Record]) -> list[str]:
+    """One line per figure that was asked for: PASS or below."""
+    lines = []
+    for record in records:
+        where = f"{record['op']} {size(record['shape'])}"
+        threads = f", {record['threads']} thread{'s' * (record['threads'] != 1)}" if record["threads"] else ""
+        for peer in record.get("peers", []):
+            if "required" in peer and "ratio" in peer:
+                ratio = peer["ratio"]["median"]
+                word = "PASS " if ratio >= peer["required"] else "below"
+                lines.append(f"{word} {where}{threads}: {number(ratio)}x {peer['name']}, at least {peer['required']}x")
+        if "limit" in record:
+            median = record["microseconds"]["median"]
+            word = "PASS " if median <= record["limit"] else "below"
+            lines.append(f"{word} {where}: {number(median)} µs, at most {number(record['limit'])} µs")
+    return lines
+
+
+def describe(machine: dict[str, Any]) -> str:
+    gpu = f", {machine['gpu']}" if machine["gpu"] else ""
+    return f"{machine['processor']}, {machine['cores']} cores{gpu}; torch {machine['versions']['torch']}; float32"
+
+
+def readme() -> str:
+    """The section for the README, from every results file."""
+    parts = [
+        "Time of each peer divided by ours, with a preallocated output, medians over interleaved rounds; largest error "
+        "against the float64 oracle, and by how much the answer exceeds the budget and the box (empty: not at all). "
+        "The share of copy bandwidth is the time of a plain copy of the same number of bytes divided by ours."
+    ]
+    for path in sorted(RESULTS.glob("*.json")):
+        content = json.loads(path.read_text())
+        parts.append(f"{describe(content['machine'])}:\n\n{render(content['records'])}")
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--readme", type=Path, help=f"rewrite what stands between {BEGIN} and {END} in this file")
+    target = parser.parse_args().readme
+    text = readme()
+    print(text)
+    for path in sorted(RESULTS.glob("*.json")):
+        print("\n" + "\n".join(requirements(json.loads(path.read_text())["records"])))
+    if target:
+        before, begin, rest = target.read_text().partition(BEGIN)
+        _, end, after = rest.partition(END)
+        if not (begin and end):
+            parser.error(f"{target} lacks the lines {BEGIN} and {END}")
+        target.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
