@@ -91,8 +91,8 @@ def l1_step(
     ----------
     delta, grad, x : Tensor, shape (B, ...)
     eps, step_size : float or Tensor of shape (B,)
-    k : int, Tensor of shape (B,), or a fraction in (0, 1] of the row's length given as a float
-        A fraction stands for ``max(1, round(k * D))``.
+    k : int, float or Tensor of shape (B,)
+        Floats are fractions in (0, 1] of the row's length D, and stand for ``max(1, round(k * D))``.
     bounds : (lo, hi)
 
     Returns
@@ -103,10 +103,11 @@ def l1_step(
     point = x + delta
     stuck = _rows((grad == 0) | ((grad > 0) & (point >= hi)) | ((grad < 0) & (point <= lo))).bool()
     delta, grad, x = _rows(delta), _rows(grad), _rows(x)
-    if isinstance(k, float):
-        k = max(1, round(k * delta.shape[1]))
+    count = _per_row(k, delta)
+    if torch.as_tensor(k).is_floating_point():
+        count = (count * delta.shape[1]).round().clamp(min=1)
     rank = torch.where(stuck, -1.0, grad.abs()).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    chosen = _per_row(k, delta).minimum((~stuck).sum(1, keepdim=True))
+    chosen = count.minimum((~stuck).sum(1, keepdim=True))
     move = grad.sign() * _per_row(step_size, delta) / chosen.clamp(min=1)
     stepped = torch.where(rank < chosen, delta + move, delta)
     v = project_l1_box(stepped, x, eps, (lo, hi))

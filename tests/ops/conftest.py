@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `from checks import ...`
 
-LANE_ORDERS = (0, 1, 2)
+LANE_ORDERS = range(3)
 SIMT_ROWS, SIMT_COLUMNS = 8, 1500  # a lane is a fiber on the host, about a thousand times slower than compiled code
 
 
@@ -51,29 +52,32 @@ def _same_layout_on_cuda(t: Tensor) -> Tensor:
     return t.as_strided((extent,), (1,)).cuda().as_strided(t.shape, t.stride())
 
 
-def _param(name: str, *marks: pytest.MarkDecorator) -> Any:
-    return pytest.param(name, marks=marks, id=name)
+class SimtInTurn:
+    """The CUDA kernels on the host, every call with the next order of lanes."""
+
+    def __init__(self) -> None:
+        import simt
+
+        module = simt.load()
+        self._orders = cycle([simt.SimtOps(module, seed=seed) for seed in LANE_ORDERS])
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return getattr(next(self._orders), name)
 
 
 @pytest.fixture(
     scope="session",
-    params=[
-        _param("cpu"),
-        *(_param(f"simt{seed}", pytest.mark.simt) for seed in LANE_ORDERS),
-        _param("cuda", pytest.mark.cuda),
-    ],
+    params=["cpu", pytest.param("simt", marks=pytest.mark.simt), pytest.param("cuda", marks=pytest.mark.cuda)],
 )
 def backend(request: pytest.FixtureRequest) -> Any:
     """Something with project_l1_box, l1_step and recovery_step, called with CPU tensors."""
-    if request.param == "cpu":
-        from sparring import ops
-
-        return ops
+    if request.param == "simt":
+        return SimtInTurn()
     if request.param == "cuda":
         return CudaOps()
-    import simt
+    from sparring import ops
 
-    return simt.SimtOps(simt.load(), seed=int(request.param.removeprefix("simt")))
+    return ops
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -83,7 +87,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         params = getattr(getattr(item, "callspec", None), "params", {})
         rows, *rest = params.get("shape", (0,))
         columns = torch.Size(rest).numel()
-        return str(params.get("backend")).startswith("simt") and (rows > SIMT_ROWS or columns > SIMT_COLUMNS)
+        return params.get("backend") == "simt" and (rows > SIMT_ROWS or columns > SIMT_COLUMNS)
 
     dropped = [item for item in items if too_large(item)]
     if dropped:

@@ -55,12 +55,13 @@ def test_a_row_alone_equals_the_row_in_its_batch(backend: Any, dtype: torch.dtyp
 def test_every_lane_order_gives_the_same_bits() -> None:
     import simt
 
-    module = simt.load()
-    delta, x = sample((3, 500), torch.float32)
-    grad, _ = sample((3, 500), torch.float32, seed=1)
-    first, *others = (answers(simt.SimtOps(module, seed=seed), delta, grad, x) for seed in range(4))
-    for other in others:
-        assert all(map(same_bits, first, other))
+    orders = [simt.SimtOps(simt.load(), seed=seed) for seed in range(4)]
+    for dtype in DTYPES:
+        delta, x = sample((3, 500), dtype)
+        grad, _ = sample((3, 500), dtype, seed=1)
+        first, *others = (answers(order, delta, grad, x) for order in orders)
+        for other in others:
+            assert all(map(same_bits, first, other))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

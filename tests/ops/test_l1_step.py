@@ -92,6 +92,13 @@ def test_fraction_of_the_row(backend: Any, fraction: float, count: int) -> None:
     assert same_bits(by_fraction, backend.l1_step(zero, grad, x, 1e9, 1.0, count, EVERYWHERE))
 
 
+def test_fraction_per_row(backend: Any) -> None:
+    grad, x = sample((4, 40), torch.float32)
+    k = torch.tensor([1.0, 0.5, 0.3, 1e-9], dtype=torch.float64)
+    v = step_checked(backend, torch.zeros_like(x), grad, x, 2.0, 1.0, k)
+    assert same_bits(v, backend.l1_step(torch.zeros_like(x), grad, x, 2.0, 1.0, torch.tensor([40, 20, 12, 1])))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("k", [1, 2, 5, 64, 100, 499, 500])
 def test_ties_go_to_the_lowest_index(backend: Any, dtype: torch.dtype, k: int) -> None:

@@ -101,8 +101,7 @@ def test_in_place(backend: Any, dtype: torch.dtype, eps: float) -> None:
 def test_recovery_step_on_strided_rows(backend: Any, dtype: torch.dtype, layout: Callable[[Tensor], Tensor]) -> None:
     grad, image = sample((4, 60), dtype)
     a, b = image.clone(), layout(image)
-    moments_a = [torch.zeros_like(image) for _ in range(2)]
-    moments_b = [layout(m) for m in moments_a]
+    moments_a, moments_b = ([torch.zeros_like(image) for _ in range(2)] for _ in range(2))
     mask = torch.arange(60) % 3 > 0
     for step in (1, 2):
         shared = {"lr": 0.1, "lam": 3.0, "floor": 0.05, "step": step, "mask": mask}
