@@ -61,6 +61,10 @@ SPARRING_FN Real towards_zero(Real a) {
 SPARRING_FN float magnitude(float a) { return __builtin_fabsf(a); }
 SPARRING_FN double magnitude(double a) { return __builtin_fabs(a); }
 
+/// |a| with the sign of b.
+SPARRING_FN float with_sign(float a, float b) { return __builtin_copysignf(a, b); }
+SPARRING_FN double with_sign(double a, double b) { return __builtin_copysign(a, b); }
+
 // In these forms, and in these alone, compilers see the one instruction that a minimum is.
 template <class Real>
 SPARRING_FN Real smaller(Real a, Real b) {

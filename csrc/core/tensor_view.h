@@ -11,6 +11,9 @@ struct Rows {
   T* data = nullptr;
   int64_t stride = 0;
 
+#if defined(__CUDACC__)
+  __device__ __host__
+#endif
   explicit operator bool() const { return data != nullptr; }
 #if defined(__CUDACC__)
   __device__ __host__

@@ -27,35 +27,53 @@ struct L1Step {
 
 namespace SPARRING_ISA_NAMESPACE {
 
+/// A key, and how many keys are at least as large.
+template <class Key>
+struct Rank {
+  Key key;
+  int64_t count;
+};
+
 /// The largest key such that at least k of the `positive` keys > 0 are as large; 1 if k >= positive. Searches by counting:
 /// between two keys the logarithm of the count is taken for linear in the value, which it is for exponential tails; where that
 /// does not halve the bracket, the next step does.
 template <class Real, class Count>
-SPARRING_FN typename Float<Real>::Bits kth_largest(int64_t k, int64_t positive, double mean, typename Float<Real>::Bits largest,
-                                                   Count count_from) {
+SPARRING_FN auto kth_largest(int64_t k, int64_t positive, double mean, typename Float<Real>::Bits largest, Count count_from) {
   using Key = typename Float<Real>::Bits;
-  Key low = 1, high = largest + 1;  // count_from(low) > k > count_from(high)
+  Rank<Key> low = {1, positive};
+  Key high = largest + 1;  // low.count > k > count_from(high)
   if (positive <= k) return low;
-  double at_low = double(positive), at_high = 0.5;
-  double guess = mean * __builtin_log(at_low / double(k));
-  for (Key last_width = 0; high - low > 1;) {
-    const Key width = high - low;
+  double at_high = 0.5;
+  double guess = mean * __builtin_log(double(positive) / double(k));
+  for (Key last_width = 0; high - low.key > 1;) {
+    const Key width = high - low.key;
     Key key = bits(Real(guess));
-    if ((last_width != 0 && width > last_width / 2) | !(key > low) | !(key < high)) key = low + width / 2;
+    if ((last_width != 0 && width > last_width / 2) | !(key > low.key) | !(key < high)) key = low.key + width / 2;
     last_width = width;
     const int64_t found = count_from(key);
-    if (found == k) return key;
+    if (found == k) return Rank<Key>{key, k};
     if (found > k) {
-      low = key;
-      at_low = double(found);
+      low = {key, found};
     } else {
       high = key;
       at_high = found > 0 ? double(found) : 0.5;
     }
-    const double from = from_bits<Real>(low), to = from_bits<Real>(high);
+    const double from = from_bits<Real>(low.key), to = from_bits<Real>(high), at_low = double(low.count);
     guess = from + (to - from) * (__builtin_log(at_low / double(k)) / __builtin_log(at_low / at_high));
   }
   return low;
+}
+
+/// keys[i] == key for the first `places` such i: the index of the last of them. Found by halving; ties are rare.
+template <class Team, class Key>
+SPARRING_FN int64_t index_of_tie(Team team, int64_t n, const Key* keys, Key key, int64_t places) {
+  int64_t too_few = -1, enough = n - 1;
+  while (enough - too_few > 1) {
+    const int64_t middle = too_few + (enough - too_few) / 2;
+    const int64_t found = team.count(middle + 1, [=](int64_t i) { return keys[i] == key; });
+    (found >= places ? enough : too_few) = middle;
+  }
+  return enough;
 }
 
 /// One row. Returns false, and writes NaN, if an entry is not finite.
@@ -77,28 +95,15 @@ SPARRING_FN bool l1_step(Team team, int64_t n, const Real* x, const Real* delta,
   }
   const int64_t movable = int64_t(whole.count), chosen = k < movable ? k : movable;
   const auto count_from = [=](Key key) { return team.count(n, [=](int64_t i) { return keys[i] >= key; }); };
-  const Key last = kth_largest<Real>(chosen, movable, whole.sum / whole.count, bits(Real(whole.largest)), count_from);
-  // Of the coordinates that tie for the last places, those up to an index; found by halving, since ties are rare.
-  int64_t tied_until = n;
-  if (count_from(last) > chosen) {
-    const int64_t places = chosen - count_from(last + 1);
-    int64_t too_few = -1;
-    for (tied_until = n - 1; tied_until - too_few > 1;) {
-      const int64_t middle = too_few + (tied_until - too_few) / 2;
-      const int64_t found = team.count(n, [=](int64_t i) { return (keys[i] == last) & (i <= middle); });
-      if (found >= places) {
-        tied_until = middle;
-      } else {
-        too_few = middle;
-      }
-    }
-  }
+  const auto last = kth_largest<Real>(chosen, movable, whole.sum / whole.count, bits(Real(whole.largest)), count_from);
   const Real move = chosen > 0 ? Real(step_size / double(chosen)) : Real(0);
-  const int64_t until = tied_until;
+  if (last.count > chosen) {  // equal keys compete for the last places
+    const int64_t tied_until = index_of_tie(team, n, keys, last.key, chosen - count_from(last.key + 1));
+    team.each(n, [=](int64_t i) { keys[i] = (keys[i] == last.key) & (i > tied_until) ? Key(0) : keys[i]; });
+  }
   team.each(n, [=](int64_t i) {
-    const bool moves = (keys[i] > last) | ((keys[i] == last) & (i <= until));
-    const Real direction = grad[i] < 0 ? -move : move;
-    out[i] = delta[i] + (moves ? direction : Real(0));
+    const Real step = keys[i] >= last.key ? move : Real(0);
+    out[i] = delta[i] + with_sign(step, grad[i]);
   });
   return project_l1_box(team, n, x, out, eps, box, out);
 }

@@ -38,45 +38,47 @@ namespace SPARRING_ISA_NAMESPACE {
 /// The numbers of a step that are the same for all entries of a row.
 template <class Real>
 struct RecoveryRow {
-  Real lr, subgradient, threshold;              // one of the last two is 0; the threshold is for rate 1
-  Real beta1, rest1, beta2, rest2, adam_eps;    // rest = 1 - beta
-  Real unbias1, unbias2;                        // 1 / (1 - beta1^step), 1 / sqrt(1 - beta2^step)
+  Real lr, penalty;                           // penalty = lam / n
+  Real beta1, rest1, beta2, rest2, adam_eps;  // rest = 1 - beta
+  Real unbias1, unbias2;                      // 1 / (1 - beta1^step), 1 / sqrt(1 - beta2^step)
   Real black, lo, hi, floor;
 };
 
-template <class Real>
-SPARRING_FN Real penalised(Real grad, Real image, const RecoveryRow<Real>& c) {
-  const Real above = image - c.black;
-  return grad + (above > 0 ? c.subgradient : above < 0 ? -c.subgradient : Real(0));
-}
+struct Yes {
+  static constexpr bool value = true;
+};
+struct No {
+  static constexpr bool value = false;
+};
 
-/// From the step that the loss alone asks for to the new entry.
-template <class Real>
-SPARRING_FN Real sparse_entry(Real moved, Real rate, const RecoveryRow<Real>& c) {
-  const Real from_black = moved - c.black, left = magnitude(from_black) - rate * c.threshold;
-  const Real shrunk = c.black + (left > 0 ? (from_black < 0 ? -left : left) : Real(0));
-  const Real raised = shrunk > c.lo ? shrunk : c.lo, inside = raised < c.hi ? raised : c.hi;
-  return magnitude(inside - c.black) < c.floor ? c.black : inside;
-}
+/// The variants of a step, each with a loop of its own.
+template <bool adam_, bool soft_threshold_, bool masked_>
+struct Variant {
+  static constexpr bool adam = adam_, soft_threshold = soft_threshold_, masked = masked_;
+};
 
 /// One row. Returns false, and changes nothing, if the image or its gradient has an entry that is not finite.
-template <class Team, class Real, bool adam, bool masked>
+template <class Variant, class Team, class Real>
 SPARRING_FN bool recovery_step(Team team, int64_t n, Real* image, const Real* grad, Real* m, Real* v, const uint8_t* mask,
                                RecoveryRow<Real> c) {
   if (team.count(n, [=](int64_t i) { return !(is_finite(image[i]) & is_finite(grad[i])); }) > 0) return false;
   team.each(n, [=](int64_t i) {
-    const bool held = masked ? mask[i] == 0 : false;
-    const Real old = image[i], g = penalised(grad[i], old, c);
-    Real rate = c.lr, direction = g;
-    if constexpr (adam) {
-      const Real m_new = c.beta1 * m[i] + c.rest1 * g, v_new = c.beta2 * v[i] + c.rest2 * (g * g);
+    const bool held = Variant::masked ? mask[i] == 0 : false;
+    const Real old = image[i], above = old - c.black;
+    Real direction = grad[i], rate = c.lr;
+    if constexpr (!Variant::soft_threshold) direction += above == 0 ? Real(0) : with_sign(c.penalty, above);
+    if constexpr (Variant::adam) {
+      const Real m_new = c.beta1 * m[i] + c.rest1 * direction, v_new = c.beta2 * v[i] + c.rest2 * (direction * direction);
       m[i] = held ? m[i] : m_new;
       v[i] = held ? v[i] : v_new;
       rate = c.lr / (square_root(v_new) * c.unbias2 + c.adam_eps);
       direction = m_new * c.unbias1;
     }
-    const Real entry = sparse_entry(old - rate * direction, rate, c);
-    image[i] = held ? c.black : entry;
+    Real from_black = (old - rate * direction) - c.black;
+    if constexpr (Variant::soft_threshold)
+      from_black = with_sign(larger(magnitude(from_black) - rate * c.penalty, Real(0)), from_black);
+    const Real inside = smaller(larger(c.black + from_black, c.lo), c.hi);
+    image[i] = held | (magnitude(inside - c.black) < c.floor) ? c.black : inside;
   });
   return true;
 }
@@ -90,11 +92,9 @@ SPARRING_FN double power(double base, int64_t exponent) {
 template <class Team, class Real>
 SPARRING_FN void run_row(Team team, const RecoveryStep<Real>& a, int64_t row, int64_t /*slot*/) {
   if (a.frozen != nullptr && a.frozen[row] != 0) return;
-  const double lam = a.lam[row] / double(a.n);
   const RecoveryRow<Real> c = {
       Real(a.lr[row]),
-      Real(a.soft_threshold ? 0 : lam),
-      Real(a.soft_threshold ? lam : 0),
+      Real(a.lam[row] / double(a.n)),
       Real(a.beta1),
       Real(1 - a.beta1),
       Real(a.beta2),
@@ -107,15 +107,16 @@ SPARRING_FN void run_row(Team team, const RecoveryStep<Real>& a, int64_t row, in
       a.hi,
       a.floor,
   };
-  Real* const image = a.image[row];
-  const Real* const grad = a.grad[row];
-  Real *const m = a.exp_avg[row], *const v = a.exp_avg_sq[row];
-  const uint8_t* const mask = a.mask[row];
-  const bool adam = m != nullptr;
-  const bool finite = adam ? (mask ? recovery_step<Team, Real, true, true>(team, a.n, image, grad, m, v, mask, c)
-                                   : recovery_step<Team, Real, true, false>(team, a.n, image, grad, m, v, mask, c))
-                           : (mask ? recovery_step<Team, Real, false, true>(team, a.n, image, grad, m, v, mask, c)
-                                   : recovery_step<Team, Real, false, false>(team, a.n, image, grad, m, v, mask, c));
+  const auto step = [&](auto variant) {
+    return recovery_step<decltype(variant)>(team, a.n, a.image[row], a.grad[row], a.exp_avg[row], a.exp_avg_sq[row], a.mask[row], c);
+  };
+  const auto with_penalty = [&](auto adam, auto masked) {
+    return a.soft_threshold ? step(Variant<adam.value, true, masked.value>{}) : step(Variant<adam.value, false, masked.value>{});
+  };
+  const auto with_moments = [&](auto masked) {
+    return a.exp_avg ? with_penalty(Yes{}, masked) : with_penalty(No{}, masked);
+  };
+  const bool finite = a.mask ? with_moments(Yes{}) : with_moments(No{});
   if (!finite) team.report(a.bad_row, row);
 }
 
