@@ -21,8 +21,6 @@ native: Any = _core
 Array: TypeAlias = Any
 """A torch tensor, a NumPy array, or anything with ``__dlpack__``."""
 
-FLOATS = (torch.float32, torch.float64)
-
 
 class Place(NamedTuple):
     """Where an op runs: ``device`` is -1 for the CPU, else a CUDA device with the current ``stream`` of it."""
@@ -90,7 +88,7 @@ def like(result: Tensor, array: Array) -> Array:
 
 def check_batch(tensor: Tensor, name: str) -> None:
     """TypeError unless float32 or float64; ValueError without a batch dimension."""
-    if tensor.dtype not in FLOATS:
+    if tensor.dtype is not torch.float32 and tensor.dtype is not torch.float64:
         raise TypeError(f"{name} must be float32 or float64, not {str(tensor.dtype).removeprefix('torch.')}")
     if tensor.ndim < 1:
         raise ValueError(f"{name} must have a batch dimension (shape (B, ...)), but is a scalar")
@@ -98,7 +96,7 @@ def check_batch(tensor: Tensor, name: str) -> None:
 
 def check_like(tensor: Tensor, name: str, model: Tensor, model_name: str) -> None:
     """Error unless `tensor` has the dtype, shape and device of `model`."""
-    if tensor.dtype != model.dtype:
+    if tensor.dtype is not model.dtype:
         have, want = (str(t.dtype).removeprefix("torch.") for t in (tensor, model))
         raise TypeError(f"{name} is {have}, but {model_name} is {want}; both must have the same dtype")
     if tensor.shape != model.shape:
@@ -115,30 +113,36 @@ def row_view(tensor: Tensor) -> Tensor | None:
     """`tensor` as (B, D) whose rows are contiguous, without a copy; None if its strides do not allow that."""
     if tensor.ndim != 2:
         try:
-            tensor = tensor.view(tensor.shape[0], -1 if tensor.numel() else math.prod(tensor.shape[1:]))
+            tensor = tensor.view(shape_of(tensor))
         except RuntimeError:
             return None
     return tensor if tensor.shape[1] <= 1 or tensor.stride(1) == 1 else None
 
 
-def input_rows(tensor: Tensor) -> Rows:
-    """The rows of an input; copied where its strides do not allow to read them in place."""
+def shape_of(batch: Tensor) -> tuple[int, int]:
+    """(B, D) of a batch of any shape."""
+    rows = len(batch)
+    return rows, batch.numel() // rows if rows else math.prod(batch.shape[1:])
+
+
+def input_rows(tensor: Tensor, n: int) -> Rows:
+    """The rows, of `n` numbers, of an input; copied where its strides do not allow to read them in place."""
     if tensor.is_contiguous():
-        return Rows(tensor, tensor.data_ptr(), tensor.numel() // max(tensor.shape[0], 1))
+        return Rows(tensor, tensor.data_ptr(), n)
     rows = row_view(tensor)
     if rows is None:
-        rows = tensor.contiguous().view(tensor.shape[0], -1)
+        rows = tensor.contiguous().view(tensor.shape[0], n)
     return Rows(rows, rows.data_ptr(), rows.stride(0))
 
 
-def output_rows(tensor: Tensor, name: str) -> Rows:
+def output_rows(tensor: Tensor, name: str, n: int) -> Rows:
     """The rows of a tensor that is written; ValueError where they cannot be written in place."""
     if tensor.requires_grad and torch.is_grad_enabled():
         raise ValueError(f"{name} requires grad; pass a tensor that does not (for example {name}.detach())")
     if tensor.is_contiguous():
-        return Rows(tensor, tensor.data_ptr(), tensor.numel() // max(tensor.shape[0], 1))
+        return Rows(tensor, tensor.data_ptr(), n)
     rows = row_view(tensor)
-    if rows is None or (rows.shape[0] > 1 and rows.stride(0) < rows.shape[1]):
+    if rows is None or (rows.shape[0] > 1 and rows.stride(0) < n):
         raise ValueError(f"{name} is written in place, so its rows must be contiguous and must not overlap")
     return Rows(rows, rows.data_ptr(), rows.stride(0))
 
@@ -157,7 +161,7 @@ def per_row(
 ) -> PerRow:
     """A parameter that is one number or one a row. `valid` says of a number, or of a tensor entrywise, whether it will
     do."""
-    if isinstance(value, (float, int)) and not isinstance(value, bool):
+    if type(value) is float or type(value) is int:
         if not valid(value):
             raise ValueError(f"{name} is {value}; accepted: {accepted}")
         return PerRow(None, 0, value)
@@ -187,7 +191,8 @@ def per_row(
 def bounds_of(bounds: Any) -> tuple[float, float]:
     """(lo, hi) with lo < hi; infinite ends allowed."""
     try:
-        lo, hi = (float(end) for end in bounds)
+        lo, hi = bounds
+        lo, hi = float(lo), float(hi)
     except (TypeError, ValueError):
         raise TypeError(f"bounds must be two numbers (lo, hi), not {bounds!r}") from None
     if not lo < hi:

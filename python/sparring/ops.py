@@ -24,13 +24,13 @@ def _not_negative(value: Any) -> Any:
     return value >= 0
 
 
-def _out_rows(out: Array | None, batch: Tensor, name: str, inputs: dict[str, bridge.Rows]) -> bridge.Rows:
+def _out_rows(out: Array | None, batch: Tensor, n: int, name: str, inputs: dict[str, bridge.Rows]) -> bridge.Rows:
     """The rows to write: a new tensor's or `out`'s, which may be `name` itself but none of the other `inputs`."""
     if out is None:
-        return bridge.input_rows(torch.empty(batch.shape, dtype=batch.dtype, device=batch.device))
+        return bridge.input_rows(torch.empty(batch.shape, dtype=batch.dtype, device=batch.device), n)
     tensor = bridge.writable(out, "out")
     bridge.check_like(tensor, "out", batch, name)
-    rows = bridge.output_rows(tensor, "out")
+    rows = bridge.output_rows(tensor, "out", n)
     for other, taken in inputs.items():
         if rows.address == taken.address and batch.numel() > 0:
             raise ValueError(f"out shares memory with {other}; only {name} itself may be overwritten")
@@ -95,14 +95,15 @@ def project_l1_box(
     place = bridge.place_of(d, "delta")
     radius = bridge.per_row(eps, "eps", d, "numbers >= 0", _not_negative)
     lo, hi = bridge.bounds_of(bounds)
-    rows_d, rows_x = bridge.input_rows(d), bridge.input_rows(points)
-    target = _out_rows(out, d, "delta", {"x": rows_x})
+    rows, n = bridge.shape_of(d)
+    rows_d, rows_x = bridge.input_rows(d, n), bridge.input_rows(points, n)
+    target = _out_rows(out, d, n, "delta", {"x": rows_x})
     status = bridge.status_for(place, d, check_finite)
     bad = bridge.native.project_l1_box(
         d.dtype is torch.float64,
         *place,
-        d.shape[0],
-        d.numel() // max(d.shape[0], 1),
+        rows,
+        n,
         rows_d.address,
         rows_d.stride,
         rows_x.address,
@@ -140,7 +141,7 @@ def _refuse_out(out: Array | None) -> None:
 
 def _coordinates(k: Any, batch: Tensor) -> bridge.PerRow:
     """k as counts: integers >= 1, or fractions of D."""
-    n = batch.numel() // max(batch.shape[0], 1)
+    n = bridge.shape_of(batch)[1]
     is_array = not isinstance(k, (int, float))
     k_array = bridge.as_tensor(k, "k") if is_array and hasattr(k, "__dlpack__") else None
     if isinstance(k, float) or (k_array is not None and k_array.dtype.is_floating_point):
@@ -204,7 +205,7 @@ def l1_step(
     if torch.compiler.is_compiling():
         _refuse_out(out)
         lo, hi = bridge.bounds_of(bounds)
-        n = d.numel() // max(d.shape[0], 1)
+        n = bridge.shape_of(d)[1]
         k = max(1, round(k * n)) if isinstance(k, float) else k
         counts = k if isinstance(k, Tensor) else _number_tensor(k, d, torch.int64)
         radius_, length_ = _number_tensor(eps, d), _number_tensor(step_size, d)
@@ -214,16 +215,16 @@ def l1_step(
     length = bridge.per_row(step_size, "step_size", d, "finite numbers >= 0", lambda s: (s >= 0) & (s < math.inf))
     count = _coordinates(k, d)
     lo, hi = bridge.bounds_of(bounds)
-    rows_d, rows_g, rows_x = bridge.input_rows(d), bridge.input_rows(g), bridge.input_rows(points)
-    target = _out_rows(out, d, "delta", {"grad": rows_g, "x": rows_x})
-    n = d.numel() // max(d.shape[0], 1)
-    teams = place.threads if place.device < 0 else d.shape[0]
+    rows, n = bridge.shape_of(d)
+    rows_d, rows_g, rows_x = bridge.input_rows(d, n), bridge.input_rows(g, n), bridge.input_rows(points, n)
+    target = _out_rows(out, d, n, "delta", {"grad": rows_g, "x": rows_x})
+    teams = place.threads if place.device < 0 else rows
     scratch = torch.empty((teams, n), dtype=d.dtype, device=d.device)
     status = bridge.status_for(place, d, check_finite)
     bad = bridge.native.l1_step(
         d.dtype is torch.float64,
         *place,
-        d.shape[0],
+        rows,
         n,
         rows_d.address,
         rows_d.stride,
@@ -257,7 +258,7 @@ def _number(value: Any, name: str, accepted: str, valid: Any) -> float:
     return float(value)
 
 
-def _moments(exp_avg: Array | None, exp_avg_sq: Array | None, image: Tensor) -> list[bridge.Rows]:
+def _moments(exp_avg: Array | None, exp_avg_sq: Array | None, image: Tensor, n: int) -> list[bridge.Rows]:
     if (exp_avg is None) != (exp_avg_sq is None):
         raise ValueError("exp_avg and exp_avg_sq go together: pass both (an Adam step) or neither (a plain one)")
     rows = []
@@ -267,7 +268,7 @@ def _moments(exp_avg: Array | None, exp_avg_sq: Array | None, image: Tensor) -> 
             bridge.check_like(tensor, name, image, "image")
             if not tensor.is_contiguous():
                 raise ValueError(f"{name} is written in place, so it must be contiguous")
-            rows.append(bridge.output_rows(tensor, name))
+            rows.append(bridge.output_rows(tensor, name, n))
     return rows
 
 
@@ -359,27 +360,27 @@ def recovery_step(
     weight = bridge.per_row(lam, "lam", pixels, "finite numbers >= 0", lambda v: (v >= 0) & (v < math.inf))
     if isinstance(step, bool) or not isinstance(step, int) or step < 1:
         raise ValueError(f"step is {step!r}; accepted: integers >= 1")
-    beta1, beta2 = (_number(b, "betas", "two numbers in [0, 1)", lambda v: 0 <= v < 1) for b in betas)
+    beta1, beta2 = (_number(beta, "betas", "two numbers in [0, 1)", lambda v: 0 <= v < 1) for beta in betas)
     adam_eps = _number(adam_eps, "adam_eps", "numbers > 0", lambda v: v > 0)
     black = _number(black, "black", "finite numbers", math.isfinite)
     floor = _number(floor, "floor", "numbers >= 0", lambda v: v >= 0)
     lo, hi = bridge.bounds_of(bounds)
-    rows, rows_g = bridge.output_rows(pixels, "image"), bridge.input_rows(g)
-    moments = _moments(exp_avg, exp_avg_sq, pixels)
+    rows, n = bridge.shape_of(pixels)
+    rows_image, rows_g = bridge.output_rows(pixels, "image", n), bridge.input_rows(g, n)
+    moments = _moments(exp_avg, exp_avg_sq, pixels, n)
     for name, other in (("grad", rows_g), *zip(("exp_avg", "exp_avg_sq"), moments, strict=False)):
-        if other.address == rows.address and pixels.numel() > 0:
+        if other.address == rows_image.address and pixels.numel() > 0:
             raise ValueError(f"image shares memory with {name}; it is written in place, so they must differ")
-    n = pixels.numel() // max(pixels.shape[0], 1)
     held = None if mask is None else _bools(mask, "mask", pixels, (pixels.shape, pixels.shape[1:]))
     done = None if frozen is None else _bools(frozen, "frozen", pixels, (pixels.shape[:1],))
     status = bridge.status_for(place, pixels, check_finite)
     bad = bridge.native.recovery_step(
         pixels.dtype is torch.float64,
         *place,
-        pixels.shape[0],
+        rows,
         n,
-        rows.address,
-        rows.stride,
+        rows_image.address,
+        rows_image.stride,
         rows_g.address,
         rows_g.stride,
         moments[0].address if moments else 0,
