@@ -30,7 +30,7 @@ _records: list[dict[str, Any]] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--seconds", type=float, default=1.5, help="benchmarks: seconds for each contestant")
+    parser.addoption("--seconds", type=float, default=0.6, help="benchmarks: seconds for each contestant")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -48,8 +48,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def setting_of(item: pytest.Item) -> Any:
     """(device, threads) of a test that uses `versus`, else None."""
-    uses = isinstance(item, pytest.Function) and "versus" in item.fixturenames
-    return item.callspec.params["setting"] if uses else None
+    if isinstance(item, pytest.Function) and "versus" in item.fixturenames:
+        return item.callspec.params["setting"]
+    return None
 
 
 def run_child(setting: tuple[str, int], items: list[pytest.Item], config: pytest.Config) -> dict[str, Any]:

@@ -84,11 +84,12 @@ class Contestant:
     always: bool = False
     calls: int = 1
     every: int = 1
+    warm: bool = True
 
     def seconds(self, calls: int) -> float:
         """Seconds a call, over `calls` calls in a row."""
         if self.device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             torch.cuda.synchronize(self.device)
             start.record()
             for _ in range(calls):
@@ -102,15 +103,17 @@ class Contestant:
         return (time.perf_counter() - begin) / calls
 
     def plan(self, rounds: int, budget: float) -> None:
-        """Samples of 2 ms or one call; all rounds if `always`, else as many as `budget` seconds allow, at least 4."""
+        """Samples of 2 ms or one call; all rounds if `always`, else as many as `budget` seconds allow, at least 3."""
         once = self.seconds(1)
         self.calls = min(200, max(1, math.ceil(2e-3 / once)))
+        self.warm = self.always or once < 0.1
         if not self.always:
-            self.every = min(rounds // 4, max(1, math.ceil(2 * rounds * once * self.calls / budget)))
+            every = math.ceil(rounds * once * (self.calls + self.warm) / budget)
+            self.every = min(every, rounds // 3) | 1  # odd, so that its rounds run in both orders
 
     def sample(self) -> float:
-        """Warm the caches with the function's own data, unless that would take long, then time it."""
-        if self.calls > 1 or self.every == 1:
+        """Warm the caches with the function's own data, unless it is so slow that they do not matter; then time it."""
+        if self.warm:
             self.run()
         return self.seconds(self.calls)
 
@@ -147,7 +150,7 @@ def measure(
     weaker: Mapping[str, str] | None = None,
     tolerance: float = 1e-6,
     rounds: int = 24,
-    budget: float = 1.5,
+    budget: float = 0.6,
 ) -> dict[str, Any]:
     """Judge every answer, then time all contestants and a copy of `bytes_per_entry` an entry, interleaved.
 
@@ -170,7 +173,6 @@ def measure(
         for name, run in peers.items():
             try:
                 verdicts[name] = judge(run().clone())
-                run()  # what is compiled or allocated on first use is in place now
                 runs[name] = run
             except Exception as error:  # a peer that does not run here is reported, and the others are timed
                 failed[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]

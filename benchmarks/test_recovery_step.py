@@ -17,7 +17,7 @@ from sparring import ops, reference
 LR, LAM, FLOOR = 1e-3, 0.1, 0.01
 PLAIN = {"torch.compile": 4}
 ADAM = {784: {"torch fused Adam": 7}, 3072: {"torch fused Adam": 7}, 150_528: {"torch fused Adam": 18}}
-COMMON = {"lr": LR, "lam": LAM, "penalty": "prox", "floor": FLOOR}
+COMMON: dict[str, Any] = {"lr": LR, "lam": LAM, "penalty": "prox", "floor": FLOOR}
 
 
 def start(shape: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
