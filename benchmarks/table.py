@@ -76,7 +76,7 @@ def table_of(records: list[Record], spread: bool) -> str:
     titles = {"error": "error", "over_budget": "over eps", "out_of_box": "out of box"}
     rows = [["", *(size(list(shape)) for shape in shapes), *(titles[check] for check in checks)]]
     for label, row in cells.items():
-        marks = [f"{errors[label][c]:.0e}" if errors.get(label, {}).get(c) else "" for c in checks]
+        marks = [f"{errors[label][c]:.1g}" if errors.get(label, {}).get(c) else "" for c in checks]
         if label == "**ours**":
             marks = [mark or "0" for mark in marks]
         unit = "1x" if label == "**ours**" else ""
@@ -136,7 +136,8 @@ def readme() -> str:
     parts = [
         "Time of each peer divided by ours, with a preallocated output, medians over interleaved rounds; largest error "
         "against the float64 oracle, and by how much the answer exceeds the budget and the box (empty: not at all). "
-        "The share of copy bandwidth is the time of a plain copy of the same number of bytes divided by ours."
+        "The share of copy bandwidth is the time of a plain copy of the same number of bytes divided by ours. AutoAttack "
+        "and adv-lib stand for their algorithms as written out in `benchmarks/peers.py`."
     ]
     for path in sorted(RESULTS.glob("*.json")):
         content = json.loads(path.read_text())
