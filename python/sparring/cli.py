@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
-import inspect
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -129,14 +128,14 @@ def retrain(
         int | None, typer.Option(help="Training images to use; 0: all.", rich_help_panel=DATA)
     ] = None,
     model: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="NAME|FILE:CLASS",
             help="A network of sparring.networks (mlp, cnn, lenet5, ...) or a class in a Python file, called with the "
-            "number of outputs.",
+            "number of outputs. [dim]default: mlp with the preset quick, else cnn[/dim]",
             rich_help_panel=DATA,
         ),
-    ] = "cnn",
+    ] = None,
     preset: Annotated[
         str | None,
         typer.Option(
@@ -243,7 +242,7 @@ def _new_run(
     given: dict[str, Any],
     data: str,
     data_dir: Path | None,
-    model: str,
+    model: str | None,
     preset: str | None,
     threads: int | None,
     settings: dict[str, Any],
@@ -258,9 +257,13 @@ def _new_run(
     preset = preset or ("default" if data == "digits" else "quick")
     if preset not in PRESETS:
         raise ValueError(f"--preset {preset}: there are {', '.join(PRESETS)}")
+    model = model or ("mlp" if preset == "quick" else "cnn")
     config = PRESETS[preset].replace(**settings)
     train, test = _data(data, data_dir)
-    new_network(_network(model), train, config)  # what is wrong with it is said before there is a run
+    try:  # what is wrong with the network is said before there is a run
+        new_network(_network(model), train, config)
+    except TypeError as error:
+        raise ValueError(f"--model {model} cannot be made from the number of outputs: {error}") from error
     again = {key: value for key, value in given.items() if key not in ("--name", "--runs-dir")}
     run = Run.create(
         runs_dir,
@@ -305,26 +308,24 @@ def _work(run: Run, console: Console) -> None:
 
     threads = torch.get_num_threads()
     try:
-        with _users_errors():
-            config = RetrainConfig(**run.config["retrain"])
-            network = _network(run.config["network"]["name"])
-            if _located(run.config["network"]["name"]) != run.config["network"]:
-                raise RunError(f"the file of {run.config['network']['name']} has changed since the run began")
-            train, test = _data(run.config["data"]["name"], run.config["data"]["folder"])
-            run.__enter__()
-        torch.set_num_threads(run.config["threads"])
-        console.print(
-            f"Run [bold]{run.path}[/bold]: {run.config['network']['name']} on {len(train)} images of {train.name}"
-        )
-        with run, _progress_bar(console) as on_progress:
+        with contextlib.ExitStack() as stack:
+            with _users_errors():
+                config = RetrainConfig(**run.config["retrain"])
+                network = _network(run.config["network"]["name"])
+                if _located(run.config["network"]["name"]) != run.config["network"]:
+                    raise RunError(f"the file of {run.config['network']['name']} has changed since the run began")
+                train, test = _data(run.config["data"]["name"], run.config["data"]["folder"])
+                stack.enter_context(run)
+            torch.set_num_threads(run.config["threads"])
+            console.print(f"Run [bold]{run.path}[/bold]: {run.config['network']['name']} on {train.name}")
             result = retrain(
                 train,
                 test,
                 network,
                 config,
                 run=run,
-                on_progress=on_progress,
-                on_record=lambda record: console.print(_line(record), highlight=False),
+                on_progress=stack.enter_context(_progress_bar(console)),
+                on_record=lambda record: _print(record, console),
             )
         page = reports.write(run)
     except KeyboardInterrupt:
@@ -338,16 +339,18 @@ def _work(run: Run, console: Console) -> None:
     console.print(f"Report: {page}\nCurves: tensorboard --logdir {run.path / 'tensorboard'}", soft_wrap=True)
 
 
+def _print(record: dict[str, Any], console: Console) -> None:
+    if record["kind"] != "verdict":
+        console.print(_line(record), highlight=False, soft_wrap=True)
+
+
 def _line(record: dict[str, Any]) -> str:
-    """A record in a line."""
+    """A record of an attack or an epoch in a line."""
     if record["kind"] == "attack":
         return (
-            f"[bold]attack[/] on generation {record['generation']}: {record['0/yield']:.1%} of "
-            f"{record['0/images']:.0f} fool it; means: p(target) {record['0/prob']:.3f}, "
-            f"{record['0/sparsity']:.1f} pixels lit, {record['0/stop_step']:.0f} steps"
+            f"[bold]attack {record['generation']}[/]  {record['0/yield']:.1%} of {record['0/images']:.0f} fool it"
+            f"  means: p {record['0/prob']:.2f}, {record['0/sparsity']:.1f} pixels, {record['0/stop_step']:.0f} steps"
         )
-    if record["kind"] == "verdict":
-        return ""
     caught = {"new": "2/caught", "past": "3/caught", "fresh": "4/caught"}
     shares = [f"{name} {record[key]:.1%}" for name, key in caught.items() if key in record]
     line = f"  epoch {record['epoch']:>3}  test accuracy {record['10/accuracy']:.1%}"
@@ -391,12 +394,6 @@ def _network(model: str) -> str | Callable[[int], nn.Module]:
     make = getattr(module, attribute, None)
     if not callable(make):
         raise ValueError(f"--model {model}: {path} has no class or function {attribute}")
-    try:
-        inspect.signature(make).bind(20)
-    except TypeError as error:
-        raise ValueError(
-            f"--model {model}: {attribute} has to be called with the number of outputs: {error}"
-        ) from error
     return cast("Callable[[int], nn.Module]", make)
 
 
@@ -419,9 +416,18 @@ def _count_or_share(value: float | None) -> int | float | None:
 
 def _versions() -> dict[str, str]:
     import platform
-    from importlib.metadata import version
 
-    return {"python": platform.python_version()} | {name: version(name) for name in ("sparring", "torch", "numpy")}
+    import numpy as np
+    import torch
+
+    from sparring import __version__
+
+    return {
+        "python": platform.python_version(),
+        "sparring": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
 
 
 @contextlib.contextmanager

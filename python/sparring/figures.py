@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 Series = tuple[Sequence[float], Sequence[float]]
 
 WIDTH = 4.4  # inches; a column of the report, and most of a phone's width, at the font's natural size
+LEFT, RIGHT, BOTTOM = 0.66, 0.14, 0.5  # margins around the axes, in inches
+LEGEND_ROW, LEGEND_COLUMNS = 0.22, 3
+DPI = 180
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,12 @@ def curves(
     """Lines, each named at the top; `marks` are vertical lines, `level` a named horizontal one."""
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _axes(theme, 2.7)
+    entries = len(series) + (level is not None)
+    figure, axes = _axes(theme, 2.05, top=_legend_height(entries))
     for i, ((label, (xs, ys)), colour) in enumerate(zip(series.items(), theme.series, strict=False)):
-        width = max(1.2, 3.2 - i)  # where lines coincide, the wider one shows from under the narrower
+        width = min(
+            3.4, 1.6 + 0.9 * (len(series) - 1 - i)
+        )  # where lines coincide, the wider one shows from under the narrower
         axes.plot(xs, ys, color=colour, label=label, lw=width, marker="o", ms=width + 1.6, clip_on=False, zorder=3)
     for mark in marks:
         axes.axvline(mark, color=theme.faint, lw=0.8, ls=(0, (1, 2.5)), zorder=1)
@@ -79,7 +85,7 @@ def curves(
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend(theme, axes, len(series) + (level is not None))
+    _legend(theme, axes)
     return figure
 
 
@@ -88,7 +94,7 @@ def class_map(theme: Theme, xs: Sequence[float], values: np.ndarray, *, x: str) 
     from matplotlib.colors import LinearSegmentedColormap
 
     classes = len(values)
-    figure, axes = _axes(theme, 0.75 + 0.19 * classes)
+    figure, axes = _axes(theme, 0.19 * classes, top=0.1, right=0.75)
     colours = LinearSegmentedColormap.from_list("ramp", theme.ramp)
     drawn = axes.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=0, vmax=1, aspect="auto", interpolation="none")
     step = max(1, len(xs) // 8)
@@ -98,7 +104,8 @@ def class_map(theme: Theme, xs: Sequence[float], values: np.ndarray, *, x: str) 
     axes.set_ylabel("class")
     axes.grid(False)
     axes.tick_params(length=0)
-    bar = figure.colorbar(drawn, ax=axes, pad=0.02, aspect=22)
+    box = axes.get_position()
+    bar = figure.colorbar(drawn, cax=figure.add_axes((1 - 0.65 / WIDTH, box.y0, 0.1 / WIDTH, box.height)))
     bar.set_ticks([0, 0.5, 1], labels=["0 %", "50 %", "100 %"])
     bar.ax.tick_params(colors=theme.faint, labelsize=8, length=0)
     bar.outline.set_visible(False)
@@ -109,7 +116,7 @@ def histograms(
     theme: Theme, groups: Mapping[str, np.ndarray], *, x: str, bins: np.ndarray, level: tuple[str, float]
 ) -> Figure:
     """Shares of each group over common bins, as outlines; `level` is a named vertical line."""
-    figure, axes = _axes(theme, 2.7)
+    figure, axes = _axes(theme, 2.05, top=_legend_height(len(groups) + 1))
     for (label, values), colour in zip(groups.items(), theme.series, strict=False):
         shares = np.histogram(np.clip(values, bins[0], bins[-1]), bins)[0] / max(1, len(values))
         axes.stairs(shares, bins, color=colour, lw=1.8, label=label, zorder=3)
@@ -119,7 +126,7 @@ def histograms(
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     axes.set_xlabel(x)
     axes.set_ylabel("share of images")
-    _legend(theme, axes, len(groups) + 1)
+    _legend(theme, axes)
     return figure
 
 
@@ -130,42 +137,60 @@ def image_grid(
 
     `real`, if not empty, is one more image for each row, shown before the others.
     """
+    from matplotlib.colors import to_rgb
     from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
 
     columns = max((len(images) for _, images, _, _ in rows), default=0)
-    left, right, gap = 0.42, 1.3, 0.25 if len(real) else 0.0  # in image widths
-    width = left + (1 + gap if len(real) else 0) + columns * 1.1 + right
-    height = 1.1 * len(rows)
-    figure = Figure(figsize=(3.6, 3.6 * height / width), facecolor=theme.paper)
+    first = 1.3 if len(real) else 0.0  # where the made images begin, in steps from one image to the next
+    left, right, step = 0.3, 0.62, 2.8 / (first + max(1, columns))  # inches
+    canvas = _Canvas(len(rows), first + columns, step, to_rgb(theme.paper))
+    for r, (_, images, framed, _) in enumerate(rows):
+        if len(real):
+            canvas.put(real[r], r, 0, to_rgb(theme.paper))
+        for i, (image, frame) in enumerate(zip(images, framed, strict=True)):
+            canvas.put(image, r, first + i, to_rgb(theme.series[1] if frame else theme.grid))
+    width, height = left + step * (first + columns) + right, step * len(rows)
+    figure = Figure(figsize=(width, height), facecolor=theme.paper)
     axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(canvas.pixels, extent=(left, width - right, height, 0), interpolation="none")
+    for r, (name, _, _, remark) in enumerate(rows):
+        y = step * (r + 0.5)
+        axes.text(left / 2, y, name, color=theme.ink, ha="center", va="center", fontsize=9, weight="bold")
+        axes.text(width - right + 0.06, y, remark, color=theme.faint, ha="left", va="center", fontsize=7)
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
     axes.set_axis_off()
-    for r, (name, images, framed, remark) in enumerate(rows):
-        y = 1.1 * r + 0.05
-        axes.text(left / 2, y + 0.5, name, color=theme.ink, ha="center", va="center", fontsize=9, weight="bold")
-        shown: list[tuple[float, np.ndarray, str | None]] = [(left, real[r], None)] if len(real) else []
-        start = left + (1 + gap if len(real) else 0)
-        shown += [
-            (start + 1.1 * i, image, theme.series[1] if frame else theme.grid)
-            for i, (image, frame) in enumerate(zip(images, framed, strict=True))
-        ]
-        for x, image, frame in shown:
-            axes.imshow(image, cmap="gray", vmin=0, vmax=1, extent=(x, x + 1, y + 1, y), interpolation="nearest")
-            if frame is not None:
-                axes.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=frame, lw=1.1))
-        axes.text(width - right + 0.1, y + 0.5, remark, color=theme.faint, ha="left", va="center", fontsize=7.5)
-    axes.set_xlim(0, width)  # imshow changes the limits
-    axes.set_ylim(height, 0)
     return figure
 
 
-def _axes(theme: Theme, height: float) -> tuple[Figure, Axes]:
+class _Canvas:
+    """One picture (height, width, 3) with images at their places, as drawing each by itself would take far longer."""
+
+    def __init__(self, rows: int, columns: float, step: float, paper: tuple[float, float, float]) -> None:
+        self.step = round(step * DPI)
+        self.frame = max(1, round(self.step / 30))
+        self.pixels = np.full((rows * self.step, round(columns * self.step), 3), paper)
+
+    def put(self, image: np.ndarray, row: int, column: float, frame: tuple[float, float, float]) -> None:
+        """Draw an image, scaled by repeating its pixels, in a frame."""
+        top, left = row * self.step + self.frame, round(column * self.step) + self.frame
+        size = self.step - 3 * self.frame
+        self.pixels[top : top + size, left : left + size] = frame
+        inner = size - 2 * self.frame
+        image = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
+        ys, xs = (np.arange(inner) * n // inner for n in image.shape[:2])
+        top, left = top + self.frame, left + self.frame
+        self.pixels[top : top + inner, left : left + inner] = image[ys][:, xs]
+
+
+def _axes(theme: Theme, inside: float, *, top: float, right: float = RIGHT) -> tuple[Figure, Axes]:
+    """A figure with axes `inside` inches high, and margins in inches."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, height), facecolor=theme.paper, layout="constrained")
-    axes = figure.add_subplot(facecolor=theme.paper)
+    height = BOTTOM + inside + top
+    figure = Figure(figsize=(WIDTH, height), facecolor=theme.paper)
+    box = (LEFT / WIDTH, BOTTOM / height, (WIDTH - LEFT - right) / WIDTH, inside / height)
+    axes = figure.add_axes(box, facecolor=theme.paper)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color(theme.grid)
@@ -177,11 +202,15 @@ def _axes(theme: Theme, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _legend(theme: Theme, axes: Axes, entries: int) -> None:
+def _legend_height(entries: int) -> float:
+    return 0.12 + LEGEND_ROW * -(-entries // LEGEND_COLUMNS)
+
+
+def _legend(theme: Theme, axes: Axes) -> None:
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1.0),
-        ncols=min(entries, 3),
+        ncols=LEGEND_COLUMNS,
         frameon=False,
         fontsize=8.5,
         labelcolor=theme.ink,

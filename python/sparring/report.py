@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -104,7 +105,7 @@ def _rendered(picture: Picture, folder: Path) -> dict[str, str]:
     images = {}
     for theme in (LIGHT, DARK):
         buffer = io.BytesIO()
-        picture.draw(theme).savefig(buffer, format="png", dpi=180, metadata={"Software": None})
+        picture.draw(theme).savefig(buffer, format="png", dpi=figures.DPI, metadata={"Software": None})
         images[theme.name] = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
         if theme is LIGHT:
             (folder / f"{picture.file}.png").write_bytes(buffer.getvalue())
@@ -245,7 +246,10 @@ class _Story:
         lit = {title.lower(): shown.sparsity.double().numpy() for _, title, _, shown in stages}
         if self.real:
             lit["real images"] = self.real["sparsity"].double().numpy()
-        top = max(limit, *(np.quantile(values, 0.99) for values in lit.values())) * 1.05
+        top = max(limit, *(values.max() for values in lit.values()))
+        width = math.ceil(top / 25)
+        edge = limit + 0.5  # counts are whole: bins of whole width, one of which ends at the limit
+        bins = np.arange(edge - width * math.ceil(edge / width), top + 0.5 + width, width)
         p_min = self.settings["p_min"]
         return [
             Picture(
@@ -263,7 +267,7 @@ class _Story:
                 "left of the dashed line the image is sparse enough",
                 "Histogram of the number of lit pixels of the attempts, and of real images.",
                 lambda theme: figures.histograms(
-                    theme, lit, x="entries above black", bins=np.linspace(0, top, 25), level=(f"limit: {limit}", limit)
+                    theme, lit, x="entries above black", bins=bins, level=(f"limit: {limit}", edge)
                 ),
             ),
         ]
@@ -309,7 +313,7 @@ class _Story:
                 Picture(
                     "0_classes",
                     "Class by class",
-                    "share of attempts that fool the network",
+                    "share of attempts that fool it",
                     "Map of the share of attempts that fool the network, by class and generation.",
                     lambda theme: figures.class_map(theme, generations, by_class, x=x),
                 ),
@@ -366,19 +370,20 @@ class _Story:
         values = self._by_class(by_class, records)
         epochs = [float(record["epoch"]) for record in records]
         first = next(iter(series))
+        metric = file.replace("_", " and ")
         return [
             Picture(
                 f"{file}_curves",
                 "Epoch by epoch",
                 "dotted lines: a new attack",
-                f"Curves of {', '.join(series)} by epoch; {first} goes {_from_to(series[first])}.",
+                f"Curves of {', '.join(series)} by epoch, metric {metric}; {first} goes {_from_to(series[first])}.",
                 lambda theme: figures.curves(theme, series, x="epoch", y="", percent=True, marks=self.marks),
             ),
             Picture(
                 f"{file}_classes",
                 "Class by class",
-                f"share of {what}",
-                f"Map of the share of {what}, by class and epoch.",
+                f"share of {what}; empty: none of that class",
+                f"Map of the share of {what}, by class and epoch, metric {metric}.",
                 lambda theme: figures.class_map(theme, epochs, values, x="epoch"),
             ),
         ]

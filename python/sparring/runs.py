@@ -129,7 +129,7 @@ class Run:
         number = 1 + max((_number(path) for path in self.checkpoints()), default=-1)
         path = self.path / "checkpoints" / f"{number:06d}.safetensors"
         draft = path.with_suffix(".tmp")
-        whole = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+        whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         save_file(whole, draft, metadata={"state": json.dumps(state)})
         _sync(draft)
         draft.replace(path)

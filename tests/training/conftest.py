@@ -1,15 +1,17 @@
-"""A small world to retrain in: blobs for images, a linear network, and an attack of a few lines."""
+"""A small world to retrain in: images of bright rows, a small network, and attacks of a few lines."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sparring.data import Dataset
+from sparring.data import Dataset, Split
 from sparring.training import RetrainConfig
+from sparring.training.generate import Generate
 
 CLASSES = 3
 SHAPE = (1, 4, 4)
@@ -21,8 +23,7 @@ class Made:
     stop_step: Tensor
 
 
-def steep(model: nn.Module, targets: Tensor, shape: tuple[int, ...], *, generator: torch.Generator) -> Made:
-    """One random grey entry on black; then four times make white the entry that raises log p(target) most."""
+def _steep(model: nn.Module, targets: Tensor, shape: tuple[int, ...], *, generator: torch.Generator) -> Made:
     images = torch.zeros(len(targets), *shape)
     first = torch.randint(images[0].numel(), (len(targets), 1), generator=generator)
     images.flatten(1).scatter_(1, first, 0.5)
@@ -37,36 +38,55 @@ def steep(model: nn.Module, targets: Tensor, shape: tuple[int, ...], *, generato
     return Made(images, torch.full((len(targets),), 4))
 
 
-def nothing(model: nn.Module, targets: Tensor, shape: tuple[int, ...], *, generator: torch.Generator) -> Made:
-    """An attack that finds only black images."""
+def _nothing(model: nn.Module, targets: Tensor, shape: tuple[int, ...], *, generator: torch.Generator) -> Made:
     return Made(torch.zeros(len(targets), *shape), torch.zeros(len(targets), dtype=torch.int64))
 
 
-def small_network(outputs: int) -> nn.Module:
+def _network(outputs: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(16, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, outputs))
 
 
-def blobs(split: str, count: int = 90, seed: int = 0) -> Dataset:
-    """Images in which the rows of one class are bright."""
-    generator = torch.Generator().manual_seed(seed + (split == "test"))
+def _rows(split: Split, count: int) -> Dataset:
+    generator = torch.Generator().manual_seed(len(split))
     labels = torch.arange(count) % CLASSES
     images = 0.4 * torch.rand(count, *SHAPE, generator=generator)
     images[torch.arange(count), 0, labels] += 0.6
-    return Dataset("blobs", "test" if split == "test" else "train", images, labels, CLASSES)
+    return Dataset("rows", split, images, labels, CLASSES)
+
+
+@pytest.fixture
+def steep() -> Generate:
+    """On black, one random grey entry; then four times the entry that raises log p(target) most becomes white."""
+    return _steep
+
+
+@pytest.fixture
+def nothing() -> Generate:
+    """An attack that only finds black images."""
+    return _nothing
+
+
+@pytest.fixture
+def network() -> Callable[[int], nn.Module]:
+    """A perceptron with dropout."""
+    return _network
 
 
 @pytest.fixture
 def train() -> Dataset:
-    return blobs("train")
+    """Images in which the row of the class is bright."""
+    return _rows("train", 90)
 
 
 @pytest.fixture
 def test() -> Dataset:
-    return blobs("test", 45)
+    """Others of the same kind."""
+    return _rows("test", 45)
 
 
 @pytest.fixture
 def config() -> RetrainConfig:
+    """Three generations in a fraction of a second."""
     return RetrainConfig(
-        generations=3, pretrain_epochs=4, epochs=2, images=30, fresh=12, batch_size=16, lr=0.01, p_min=0.6, s_max=6
+        generations=3, pretrain_epochs=4, epochs=2, images=30, fresh=12, batch_size=16, lr=0.02, p_min=0.5, s_max=6
     )

@@ -40,14 +40,14 @@ class RetrainConfig:
 
     labelling: Labelling = "fake"
     network: Network = "continue"
-    generations: int = 6
+    generations: int = 12
     pretrain_epochs: int = 8
     epochs: int = 4
     keep: float = 1.0
     images: int = 300
     fresh: int = 100
     method: Method = "l1"
-    steps: int = 200
+    steps: int = 500
     lam: float = 0.1
     attack_lr: float = 0.5
     floor: float = 0.1
@@ -115,16 +115,16 @@ def _check_range(name: str, value: float, low: float, high: float) -> None:
 PRESETS: Mapping[str, RetrainConfig] = {
     # the digits of scikit-learn, 8 x 8: about a minute on two cores
     "default": RetrainConfig(),
-    # a small sample of everything: MNIST in a few minutes on two cores
+    # a sample of the real images and few pixels: MNIST with a perceptron in about a minute on two cores
     "quick": RetrainConfig(
-        generations=4,
-        pretrain_epochs=3,
-        epochs=2,
-        images=300,
-        fresh=100,
+        generations=12,
+        pretrain_epochs=5,
+        epochs=3,
+        images=500,
         s_max=0.125,
-        real_images=10_000,
         batch_size=128,
+        fooling_share=0.2,
+        real_images=10_000,
     ),
     # the experiment as first run on MNIST: Adam with an L1 penalty, 1000 steps, at most 100 of 784 entries
     "full-sparse": RetrainConfig(

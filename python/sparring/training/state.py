@@ -47,7 +47,7 @@ def make_optimizer(config: RetrainConfig, parameters: Iterable[nn.Parameter]) ->
 
 
 def pack(state: State) -> tuple[Tensors, Json]:
-    """The state as named tensors and a JSON value."""
+    """The state as named tensors, which are copies, and a JSON value."""
     tensors = {f"model/{name}": tensor for name, tensor in state.model.state_dict().items()}
     optimizer = state.optimizer.state_dict()
     scalars: Json = {}
@@ -66,7 +66,7 @@ def pack(state: State) -> tuple[Tensors, Json]:
         "generation": state.generation,
         "optimizer": {"param_groups": optimizer["param_groups"], "scalars": scalars},
     }
-    return tensors, json
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}, json
 
 
 def unpack(state: State, tensors: Tensors, json: Json) -> None:

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from sparring.training import PRESETS, RetrainConfig
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("labelling", "real"),
+        ("network", "new"),
+        ("method", "sgd"),
+        ("optimizer", "lion"),
+        ("start", "white"),
+        ("generations", 0),
+        ("epochs", 0),
+        ("images", 2.5),
+        ("fresh", 0),
+        ("steps", True),
+        ("batch_size", -1),
+        ("pretrain_epochs", -1),
+        ("seed", -1),
+        ("keep", 1.5),
+        ("p_min", float("nan")),
+        ("mask_fraction", 1.0),
+        ("fooling_share", 1.0),
+        ("lam", -0.1),
+        ("lr", 0.0),
+        ("lr_decay", 1.1),
+        ("attack_lr", float("inf")),
+        ("s_max", 0),
+        ("s_max", 1.5),
+    ],
+)
+def test_wrong_value_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=field):
+        RetrainConfig(**{field: value})
+
+
+def test_replace_ignores_none() -> None:
+    config = RetrainConfig(steps=7)
+    assert config.replace(steps=None, seed=3) == RetrainConfig(steps=7, seed=3)
+
+
+@pytest.mark.parametrize(("s_max", "limit"), [(30, 30), (0.25, 196), (0.0001, 1)])
+def test_sparsity_limit_is_a_count_or_a_share(s_max: float, limit: int) -> None:
+    assert RetrainConfig(s_max=s_max).sparsity_limit(784) == limit
+
+
+def test_every_field_is_documented() -> None:
+    names = {field.name for field in dataclasses.fields(RetrainConfig)}
+    assert RetrainConfig.__doc__ is not None
+    described = {name.strip() for line in RetrainConfig.__doc__.split("\n") if " : " in line
+                 for name in line.split(" : ")[0].split(",")}  # fmt: skip
+    assert names == described
+
+
+def test_presets() -> None:
+    assert set(PRESETS) == {"default", "quick", "full-sparse"}
+    assert PRESETS["default"] == RetrainConfig()
