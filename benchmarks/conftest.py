@@ -27,6 +27,7 @@ SETTINGS.append(pytest.param(("cuda", 1), id="cuda", marks=pytest.mark.cuda))
 _written: dict[str, Any] = {}  # in a child
 _children: dict[tuple[str, int], dict[str, Any]] = {}  # in the parent
 _records: list[dict[str, Any]] = []
+_load = harness.load_average()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -143,7 +144,7 @@ def latency() -> Callable[..., None]:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if _records and not CHILD:
-        harness.save(_records, harness.results_path())
+        harness.save(_records, harness.results_path(), _load)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -152,3 +153,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(table.render(_records, spread=True))
         terminalreporter.write_line("\n" + "\n".join(table.requirements(_records)))
         terminalreporter.write_line(f"\nwritten to {harness.results_path()}")
+        if _load is not None and _load > 0.5:
+            terminalreporter.write_line(
+                f"the machine was busy (load average {_load} before the run): ratios with several threads mean little"
+            )

@@ -259,10 +259,15 @@ def key(record: Mapping[str, Any]) -> tuple[Any, ...]:
     return record["op"], record["device"], record["threads"] or 0, tuple(record["shape"])
 
 
-def save(records: list[dict[str, Any]], path: Path) -> None:
+def load_average() -> float | None:
+    """Processes that want to run, over the last minute: foreign work, when asked before a measurement."""
+    return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
+
+
+def save(records: list[dict[str, Any]], path: Path, load_before: float | None) -> None:
     """Merge `records` into the file: a partial run replaces only what it measured."""
     old = json.loads(path.read_text())["records"] if path.exists() else []
     merged = {key(record): record for record in old + records}
     path.parent.mkdir(exist_ok=True)
-    content = {"machine": machine(), "records": [merged[k] for k in sorted(merged)]}
+    content = {"machine": machine() | {"load_before": load_before}, "records": [merged[k] for k in sorted(merged)]}
     path.write_text(json.dumps(content, indent=1) + "\n")

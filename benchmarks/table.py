@@ -128,7 +128,8 @@ def requirements(records: list[Record]) -> list[str]:
 
 def describe(machine: dict[str, Any]) -> str:
     gpu = f", {machine['gpu']}" if machine["gpu"] else ""
-    return f"{machine['processor']}, {machine['cores']} cores{gpu}; torch {machine['versions']['torch']}; float32"
+    load = f"; load average before the run {machine['load_before']}" if machine.get("load_before") is not None else ""
+    return f"{machine['processor']}, {machine['cores']} cores{gpu}; torch {machine['versions']['torch']}; float32{load}"
 
 
 def readme() -> str:
@@ -136,8 +137,8 @@ def readme() -> str:
     parts = [
         "Time of each peer divided by ours, with a preallocated output, medians over interleaved rounds; largest error "
         "against the float64 oracle, and by how much the answer exceeds the budget and the box (empty: not at all). "
-        "The share of copy bandwidth is the time of a plain copy of the same number of bytes divided by ours. AutoAttack "
-        "and adv-lib stand for their algorithms as written out in `benchmarks/peers.py`."
+        "The share of copy bandwidth is the time of a plain copy of the same number of bytes divided by ours. "
+        "AutoAttack and adv-lib stand for their algorithms as written out in `benchmarks/peers.py`."
     ]
     for path in sorted(RESULTS.glob("*.json")):
         content = json.loads(path.read_text())
