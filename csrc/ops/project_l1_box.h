@@ -13,6 +13,8 @@
 // x outside the box counts as having no room on that side. out may be delta.
 #pragma once
 
+#include <type_traits>
+
 #include "core/portable.h"
 #include "core/tensor_view.h"
 #include "team/results.h"
@@ -67,25 +69,27 @@ struct Bracket {
   SPARRING_FN Real middle() const { return from_bits<Real>(bits(below) + (bits(above) - bits(below)) / 2); }
 };
 
-/// t with mass(t) ~ eps to the precision of a sum in Real, in a bracket. The mean of two Newton steps, on the mass (convex
-/// but for the box: too short) and on its logarithm (concave for tails lighter than exponential: too long); their errors are
-/// of second order and of opposite sign. `mass` and `active` are given for t = 0, where mass > eps.
-template <class Team, class Real>
+/// t with mass(t) ~ eps, in a bracket. The mean of two Newton steps, on the mass (convex but for the box: too short) and on its
+/// logarithm (concave for tails lighter than exponential: too long); their errors are of second order and of opposite sign.
+/// `mass` and `active` are given for t = 0, where mass > eps. It stops near eps, and what is left of the step becomes the shift;
+/// if exact, it sums in double, goes on until the bracket is closed, and returns the end that keeps at most eps.
+template <bool exact, class Team, class Real>
 SPARRING_FN Threshold<Real> newton_in_bracket(Team team, int64_t n, const Real* x, const Real* delta, double eps, Box<Real> box,
                                               double mass, double active, Real largest) {
-  constexpr double near_enough = 1e-3;  // the last Newton step, which is returned as the shift, is then good to its square
+  using Sum = std::conditional_t<exact, double, Real>;
+  constexpr double near_enough = 1e-3;  // the last step is then good to its square
   Bracket<Real> bracket = {0, largest};
   const double at_least = (mass - eps) / double(n);  // t takes at most n t away (Michelot 1986)
   Real t = 0;
   for (;;) {
     const double step = ((mass - eps) + mass * __builtin_log(mass / eps)) / (2 * active);
-    if (t > 0 && magnitude(mass - eps) <= near_enough * eps) return {t, -Real(step)};
+    if (!exact && active > 0 && t > 0 && magnitude(mass - eps) <= near_enough * eps) return {t, -Real(step)};
     const Real next = Real(double(t) + step > at_least ? double(t) + step : at_least);
     t = bracket.holds(next) ? next : bracket.middle();
     const Real at = t;
     const auto found = team.sum2(n, [=](int64_t i) {
       const Real d = delta[i], over = magnitude(d) - at, kept = larger(smaller(over, box.room(x[i], d)), Real(0));
-      return Pair<Real>{kept, kept == over ? Real(1) : Real(0)};
+      return Pair<Sum>{kept, kept == over ? Real(1) : Real(0)};
     });
     mass = found.first;
     active = found.second;
@@ -94,38 +98,31 @@ SPARRING_FN Threshold<Real> newton_in_bracket(Team team, int64_t n, const Real* 
   }
 }
 
-/// Moves the shift until what is kept sums, in double, to within [least, most].
+/// Moves t.shift until what is kept sums, in double, to within [least, most]. False if that cannot be reached from this anchor;
+/// the shift then keeps at most `most` if any that was tried does.
 template <class Team, class Real>
-SPARRING_FN Threshold<Real> settle(Team team, int64_t n, const Real* x, const Real* delta, double least, double most, Box<Real> box,
-                                   Threshold<Real> t) {
+SPARRING_FN bool settle(Team team, int64_t n, const Real* x, const Real* delta, double least, double most, Box<Real> box,
+                        Threshold<Real>& t) {
   const double aim = least + (most - least) / 2;
-  Real low = -t.anchor, high = t.anchor;  // shifts that keep too little, too much; t >= 0 means shift <= anchor
-  bool low_known = false;
-  double reach = aim / double(n);
-  for (int step = 0; step < 200; ++step) {
+  Bracket<Real> shift = {-t.anchor, t.anchor};  // t >= 0: the shift is at most the anchor
+  bool feasible = false;
+  for (int step = 0; step < 100; ++step) {
     const Threshold<Real> at = t;
     const double mass =
         team.sum(n, [=](int64_t i) { return double(at.kept(magnitude(delta[i]), box.room(x[i], delta[i]))); });
-    if ((mass >= least) & (mass <= most)) return t;
-    if (mass > most) {
-      high = smaller(t.shift, high);
-    } else {
-      low = t.shift;
-      low_known = true;
-    }
+    if ((mass >= least) & (mass <= most)) return true;
+    (mass > most ? shift.above : shift.below) = t.shift;
+    feasible = feasible || mass <= most;
     const int64_t active = team.count(n, [=](int64_t i) {
       const Real over = at.over(magnitude(delta[i]));
       return (over >= 0) & (over < box.room(x[i], delta[i]));
     });
-    Real next = Real(double(t.shift) - (mass - aim) / double(active));
-    if (!((active > 0) & (next < high) & (!low_known | (next > low)))) {
-      next = low_known ? low + (high - low) / 2 : Real(double(high) - reach);
-      reach *= 4;
-    }
-    if (low_known & ((next <= low) | (next >= high))) break;  // the shift's own resolution
-    t.shift = next;
+    const Real next = Real(double(t.shift) - (mass - aim) / double(active)), middle = shift.below + (shift.above - shift.below) / 2;
+    t.shift = (active > 0) & shift.holds(next) ? next : middle;
+    if (!shift.holds(t.shift) || (active == 0 && !feasible)) break;  // the shift's own resolution, or nothing near to move
   }
-  return {t.anchor, low};
+  t.shift = shift.below;
+  return false;
 }
 
 /// One row. Returns false, and writes NaN, if x or delta has an entry that is not finite.
@@ -142,14 +139,20 @@ SPARRING_FN bool project_l1_box(Team team, int64_t n, const Real* x, const Real*
   // Sums of n terms in float64, in any order, err by at most n half units in the last place: stay that much below eps.
   const double most = n == 1 ? eps : eps * (1 - double(n + 2) * 0x1p-52);
   const double least = most - eps * (sizeof(Real) == 4 ? 0x1p-22 : double(n + 2) * 0x1p-51);
-  constexpr double doubt = 1e-4;  // the survey adds in Real
   Threshold<Real> t = {0, 0};
+  const Real largest = Real(whole.largest);
+  double mass = whole.sum;
+  if (magnitude(mass - most) <= 1e-4 * most)  // a sum in Real cannot tell
+    mass = team.sum(n, [=](int64_t i) { return double(t.kept(magnitude(delta[i]), box.room(x[i], delta[i]))); });
   if (eps <= 0) {
-    t.anchor = Real(whole.largest);
-  } else if (!(whole.sum * (1 + doubt) <= most)) {
-    if (whole.sum * (1 - doubt) > most)
-      t = newton_in_bracket(team, n, x, delta, eps, box, whole.sum, whole.count, Real(whole.largest));
-    t = settle(team, n, x, delta, least, most, box, t);
+    t.anchor = largest;
+  } else if (mass > most) {
+    t = newton_in_bracket<false>(team, n, x, delta, eps, box, mass, whole.count, largest);
+    if (!settle(team, n, x, delta, least, most, box, t)) {
+      // Where the mass is flat, or falls within one unit in the last place, the search has to be exact.
+      t = newton_in_bracket<true>(team, n, x, delta, most, box, mass, whole.count, largest);
+      settle(team, n, x, delta, least, most, box, t);
+    }
   }
   team.each(n, [=](int64_t i) {
     const Real d = delta[i], v = t.kept(magnitude(d), box.room_inside(x[i], d));

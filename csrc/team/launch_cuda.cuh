@@ -9,13 +9,13 @@ namespace sparring::SPARRING_ISA_NAMESPACE {
 constexpr int kWarpsPerBlock = 4;
 
 template <class Args>
-__global__ void warp_a_row(Args args) {
+__global__ void __launch_bounds__(kWarpsPerBlock * kWarp) warp_a_row(Args args) {
   const int64_t warp = int64_t(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
   if (warp < args.rows) run_row(CudaTeam<WarpTeam>{}, args, warp, warp);
 }
 
 template <class Args>
-__global__ void block_a_row(Args args) {
+__global__ void __launch_bounds__(1024) block_a_row(Args args) {
   run_row(CudaTeam<BlockTeam>{}, args, int64_t(blockIdx.x), int64_t(blockIdx.x));
 }
 

@@ -36,8 +36,7 @@ def _projection_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...
     """v = s clip(m - t, 0, room): entries strictly between move with delta, those at the box with -x, and on the
     sphere t makes sum |v| = eps, so that dt = (sum of d|v| at fixed t - d eps) / (number strictly between)."""
     delta, x, eps, v = ctx.saved_tensors
-    rows = delta.shape[0]
-    d, points, out, g = (a.reshape(rows, -1) for a in (delta, x, v, upstream))
+    d, points, out, g = (a.flatten(1) if a.ndim > 1 else a.unsqueeze(1) for a in (delta, x, v, upstream))
     sign, kept = d.sign(), out.abs()
     room = torch.where(d < 0, points - ctx.lo, ctx.hi - points).clamp(min=0)
     tie = 4 * torch.finfo(d.dtype).eps * kept
