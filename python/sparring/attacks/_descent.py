@@ -63,10 +63,11 @@ class Adam:
 
 
 class L1Ball:
-    """Steps of L1 norm ``lr k`` on the k steepest entries, projected onto a ball around black with its own radius each.
+    """Steps of L1 norm at most ``lr k`` on the k steepest entries, projected onto a ball around black.
 
-    The ball grows by ``growth lr k`` a step while the image is sparse enough, and shrinks by that while it is not.
-    An image whose loss rose took too long a step: its next is half as long, and later ones grow back by a quarter.
+    Each image has its own ball and step length. The ball grows by `growth` of the step's length while the image is
+    sparse enough, and shrinks by it while it is not. A step was too long if it crossed that line, or raised the loss of
+    a sparse image: the next is half as long, and later ones grow back by a quarter each.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class L1Ball:
         project_start: bool,
     ) -> None:  # fmt: skip
         self.mask, self.canvas = mask, canvas
-        self.k, self.longest, self.growth = k, lr * k, growth * lr * k
+        self.k, self.growth, self.longest = k, growth, lr * k
         self.origin = torch.full_like(start, canvas.black)
         self.image = start.clone() if mask is None else start.masked_fill(~mask, canvas.black)
         delta = self.image - self.origin
@@ -85,14 +86,16 @@ class L1Ball:
         else:
             self.radius = self.radius.maximum(delta.abs().flatten(1).sum(1))
         canvas.fit(self.image, mask)
-        self.last_log_prob = torch.full_like(self.length, -torch.inf)
+        self.log_prob = torch.full_like(self.length, -torch.inf)
+        self.sparse = torch.ones_like(self.length, dtype=torch.bool)
 
     def step(self, grad: Tensor, log_prob: Tensor, sparse: Tensor, frozen: Tensor | None) -> None:
         """Descend along `grad`, the gradient of ``-log_prob``, but for the `frozen` rows."""
-        self.radius = (self.radius + torch.where(sparse, self.growth, -self.growth)).clamp(min=self.growth)
-        rose = sparse & (log_prob < self.last_log_prob)
-        self.length = (self.length * torch.where(rose, 0.5, 1.25)).clamp(max=self.longest)
-        self.last_log_prob = log_prob
+        too_long = (sparse != self.sparse) | (sparse & (log_prob < self.log_prob))
+        self.length = (self.length * torch.where(too_long, 0.5, 1.25)).clamp(max=self.longest)
+        change = self.growth * self.length
+        self.radius = (self.radius + torch.where(sparse, change, -change)).clamp(min=self.growth * self.longest)
+        self.log_prob, self.sparse = log_prob, sparse
         ascent = -grad if self.mask is None else torch.where(self.mask, -grad, 0)
         delta = ops.l1_step(
             self.image - self.origin, ascent, self.origin, self.radius, self.length, self.k, self.canvas.bounds
@@ -104,7 +107,8 @@ class L1Ball:
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but those where `rows` (bool (B,)) is True."""
         self.image, self.origin = self.image[rows], self.origin[rows]
-        self.radius, self.length, self.last_log_prob = self.radius[rows], self.length[rows], self.last_log_prob[rows]
+        self.radius, self.length = self.radius[rows], self.length[rows]
+        self.log_prob, self.sparse = self.log_prob[rows], self.sparse[rows]
         self.mask = None if self.mask is None else self.mask[rows]
 
 

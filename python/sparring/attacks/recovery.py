@@ -88,15 +88,16 @@ def recover(
         Shape of one image, such as (1, 28, 28).
     method
         "adam": Adam on ``loss + lam |image - black|_1 / D`` (D entries in an image) with the penalty's subgradient.
-        "prox": the penalty enters as a soft threshold instead, exact in Adam's metric, which bears a larger `lam`.
-        "l1": each step moves the `k` entries of steepest loss by `lr`, then projects onto an L1 ball around black
-        (Croce & Hein 2021), which grows while the image is sparse enough and else shrinks. By far the fastest.
+        "prox": the penalty enters as a soft threshold instead, exact in Adam's metric.
+        "l1": each step moves the `k` entries of steepest loss, by `lr` each or less, then projects onto an L1 ball
+        around black, which grows while the image is sparse enough and else shrinks (the step and the projection are
+        those of APGD-L1, Croce & Hein 2021). By far the fastest.
     steps
         Budget of each image.
     lam
-        Weight of the penalty; None: .1 for "adam", 3 for "prox". "l1" has none.
+        Weight of the penalty; None: .1 for "adam", 5 for "prox". "l1" has none.
     lr
-        Learning rate ("adam", "prox"), or how far an entry moves in a step ("l1").
+        Learning rate ("adam", "prox"), or how far an entry moves in a step at most ("l1").
     p_min, s_max
         When an image is done.
     floor
@@ -111,8 +112,8 @@ def recover(
     black, bounds
         The background, and the range of valid entries.
     k, growth
-        For "l1": how many entries a step moves (None: D / 80, but at most `s_max` / 4 and at least 4); and by how much
-        the ball's radius changes in a step, as a fraction of the step's own L1 norm, ``lr * k``.
+        For "l1": how many entries a step moves at most (None: D / 50 but at least 16, and not more than `s_max`), and
+        the change of the ball's radius in a step, as a fraction of the step's L1 norm.
     batch_size
         At most so many images at a time; None: all at once.
     keep_finished
@@ -133,9 +134,9 @@ def recover(
     device, dtype = device_and_dtype(model)
     targets, shape = torch.as_tensor(targets), tuple(shape)
     if lam is None:
-        lam = 3.0 if method == "prox" else 0.1
+        lam = 5.0 if method == "prox" else 0.1
     if k is None:
-        k = max(4, min(math.prod(shape) // 80, s_max // 4))
+        k = max(1, min(s_max, max(16, math.prod(shape) // 50)))
     _check_targets_and_shape(targets, shape, dtype)
     _check_numbers(method, steps, lam, lr, p_min, s_max, floor, black, bounds, k, growth, batch_size)
     _check_images(len(targets), shape, device, start, mask, mask_fraction)
