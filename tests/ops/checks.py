@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparring import reference
+
 Bounds = tuple[float, float]
 
 DTYPES = (torch.float32, torch.float64)
@@ -117,23 +119,42 @@ def assert_optimal(v: Tensor, delta: Tensor, x: Tensor, eps: float | Tensor, bou
             assert lower <= slack, "the radius is not used up and yet something was cut off"
 
 
-def assert_near(
-    v: Tensor, expected: Tensor, x: Tensor | None = None, bounds: Bounds = (0.0, 1.0), units: float = 4.0
-) -> None:
-    """Within `units` roundoffs of the row's largest entry, and its share of the mass that is left unused.
-
-    That mass is missing in equal parts from the entries between 0 and their cap (all that are not 0, without `x`).
-    """
-    got, want = flat(v), flat(expected)
-    assert got.shape == want.shape
-    if not got.numel():
-        return
-    lo, hi = faces(bounds, v.dtype)
-    point = torch.full_like(want, math.nan) if x is None else flat(x)
-    near = 8 * unit(v.dtype) * want.abs()
-    at_cap = (point + want + near >= hi) & (want > 0) | (point + want - near <= lo) & (want < 0)
-    active = ((want != 0) & ~at_cap).sum(1, keepdim=True).clamp(min=1)
-    entry = units * unit(v.dtype) * want.abs().amax(1, keepdim=True)
-    mass = spared(v.dtype, got.shape[1]) * want.abs().sum(1, keepdim=True) / active
-    error, allowed = (got - want).abs(), entry + mass + smallest(v.dtype)
+def assert_near(v: Tensor, expected: Tensor, less: Tensor | None = None, units: float = 4.0) -> None:
+    """Between `expected` and `less` (what is expected of a radius that is smaller by what may be `spared`), give or
+    take `units` roundoffs of the row's largest entry."""
+    got, most = flat(v), flat(expected)
+    least = most if less is None else flat(less)
+    assert got.shape == most.shape
+    error = torch.maximum(torch.minimum(most, least) - got, got - torch.maximum(most, least))
+    allowed = units * unit(v.dtype) * most.abs().amax(1, keepdim=True) + smallest(v.dtype) if got.numel() else error
     assert bool((error <= allowed).all()), f"off by {(error / allowed).max().item():.3g} times the tolerance"
+
+
+def assert_projection(v: Tensor, delta: Tensor, x: Tensor, eps: float | Tensor, bounds: Bounds = (0.0, 1.0)) -> None:
+    """Everything that is true of a projection: feasible, optimal, and next to the reference's."""
+    assert_feasible(v, x, eps, bounds)
+    assert_optimal(v, delta, x, eps, bounds)
+    assert_near(v, *(reference.project_l1_box(delta, x, radius, bounds) for radius in radii(v, eps)))
+
+
+def assert_step(
+    v: Tensor,
+    delta: Tensor,
+    grad: Tensor,
+    x: Tensor,
+    eps: float | Tensor,
+    step_size: float | Tensor,
+    k: int | float | Tensor,
+    bounds: Bounds = (0.0, 1.0),
+) -> None:
+    """Feasible and next to the reference's; 4 roundoffs more than for a projection, since what is stepped from and the
+    step are rounded before it."""
+    assert_feasible(v, x, eps, bounds)
+    wanted = (reference.l1_step(delta, grad, x, radius, step_size, k, bounds) for radius in radii(v, eps))
+    assert_near(v, *wanted, units=8.0)
+
+
+def radii(v: Tensor, eps: float | Tensor) -> tuple[Tensor, Tensor]:
+    """eps, one for each row, and what it becomes when the most is spared."""
+    radius = per_row(eps, len(v))
+    return radius, radius * (1 - spared(v.dtype, flat(v).shape[1]))
