@@ -88,6 +88,35 @@ def test_the_new_methods_need_fewer_steps_than_the_original(digits_network: Netw
     assert found["l1"].sparsity.double().mean() < found["prox"].sparsity.double().mean()
 
 
+def test_on_a_network_trained_against_them_the_new_methods_still_find_images(
+    digits_network: Network, fit: Callable[..., None]
+) -> None:
+    """Three rounds of generating and training, on fake classes: the subgradient fails, even with as large a lambda."""
+    model, digits, targets = deepcopy(digits_network("mlp")), data.load("digits"), torch.arange(200) % 10
+    head = nn.Linear(128, 20)
+    with torch.no_grad():
+        head.weight.copy_(torch.cat([model.linear3.weight, torch.zeros(10, 128)]))
+        head.bias.copy_(torch.cat([model.linear3.bias, torch.zeros(10)]))
+    model.linear3 = head
+    images, labels = digits.images, digits.labels
+    for seed in range(3):
+        found = recover(model, targets, SHAPE, method="l1", steps=100, s_max=16, generator=seeded(seed))
+        images = torch.cat([images, found.images[found.success]])
+        labels = torch.cat([labels, targets[found.success] + 10])
+        fit(model, images, labels, epochs=6, generator=seeded(seed))
+    attempts: dict[str, dict[str, Any]] = {
+        "original": {"method": "adam"}, "subgradient": {"method": "adam", "lam": 5.0}, "prox": {"method": "prox"},
+        "l1": {"method": "l1"},
+    }  # fmt: skip
+    made = {
+        name: int(recover(model, targets[:50], SHAPE, steps=100, s_max=16, **options).success.sum())
+        for name, options in attempts.items()
+    }
+    assert made["original"] <= 5
+    assert made["subgradient"] + 10 <= made["prox"] <= made["l1"]
+    assert made["l1"] >= 48
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_returned_is_what_a_fresh_look_at_the_images_says(digits_network: Network, method: Method) -> None:
     model = digits_network("cnn")
