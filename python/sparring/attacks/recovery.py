@@ -88,8 +88,8 @@ def recover(
         Shape of one image, such as (1, 28, 28).
     method
         "adam": Adam on ``loss + lam |image - black|_1 / D`` (D entries in an image) with the penalty's subgradient.
-        "prox": the penalty enters as a soft threshold instead, exact in Adam's metric; at the same `lam` it finds images
-        in networks trained against such images, where the subgradient fails.
+        "prox": the penalty enters as a soft threshold instead, exact in Adam's metric; at the same `lam` it still finds
+        images of networks trained against such images, where the subgradient fails.
         "l1": each step moves the `k` entries of steepest loss, by `lr` each or less, then projects onto an L1 ball
         around black, which grows while the image is sparse enough and else shrinks (the step and the projection are
         those of APGD-L1, Croce & Hein 2021). By far the fastest.
