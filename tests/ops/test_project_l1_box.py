@@ -83,6 +83,17 @@ def test_rows_already_inside_come_back_bit_for_bit(backend: Any, dtype: torch.dt
     project_checked(backend, delta, x, mass)
 
 
+@pytest.mark.parametrize("shape", [(8, 60), (64, 5)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_exactly_on_the_sphere(backend: Any, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    """What is to be cut off is far below a roundoff of the entries: the search for t must not creep towards it."""
+    x = torch.full(shape, 0.5, dtype=dtype)
+    for scale in (0.0007, 1 / 3):
+        delta = torch.full(shape, scale, dtype=dtype)
+        eps = torch.tensor([math.fsum(row) for row in delta.tolist()], dtype=torch.float64)
+        project_checked(backend, delta, x, eps)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_projecting_twice_changes_nothing(backend: Any, dtype: torch.dtype) -> None:
     delta, x = sample((8, 300), dtype, spread=3.0)
