@@ -30,7 +30,7 @@ constexpr std::int64_t kNoRow = std::numeric_limits<std::int64_t>::max();
 /// Runs an op without the interpreter's lock. Returns the lowest row with NaN or inf, kNoRow if there is none; for CUDA, kNoRow:
 /// there the row is written to bad_row, if that is not null, when the stream gets so far.
 template <class Args>
-std::int64_t run(Args& args, Place place, Address bad_row) {
+std::int64_t run(Args args, Place place, Address bad_row) {
   const py::gil_scoped_release unlocked;
   if (place.device < 0) {
     std::int64_t lowest = kNoRow;
@@ -52,8 +52,15 @@ template <class Real>
 std::int64_t project_l1_box(Place place, std::int64_t rows, std::int64_t n, Address delta, std::int64_t delta_stride, Address x,
                             std::int64_t x_stride, Address eps, double eps_value, double lo, double hi, Address out,
                             std::int64_t out_stride, Address bad_row) {
-  ProjectL1Box<Real> args{rows,     n,        {at<const Real>(delta), delta_stride}, {at<const Real>(x), x_stride},
-                          {at<const double>(eps), eps_value}, Real(lo), Real(hi), {at<Real>(out), out_stride}, nullptr};
+  ProjectL1Box<Real> args{rows,
+                          n,
+                          {at<const Real>(delta), delta_stride},
+                          {at<const Real>(x), x_stride},
+                          {at<const double>(eps), eps_value},
+                          Real(lo),
+                          Real(hi),
+                          {at<Real>(out), out_stride},
+                          nullptr};
   return run(args, place, bad_row);
 }
 

@@ -11,7 +11,8 @@ struct OnDevice {
 };
 }  // namespace sparring
 
-#define SPARRING_LAUNCH(kernel, blocks, lanes, stream, args) ::simt::launch(blocks, lanes, [&] { kernel(args); })
+#define SPARRING_LAUNCH(kernel, blocks, lanes, stream, args) \
+  (static_cast<void>(stream), ::simt::launch(blocks, lanes, [&] { kernel(args); }))
 
 #else
 
@@ -50,10 +51,10 @@ class OnDevice {
 
 }  // namespace sparring
 
-#define SPARRING_LAUNCH(kernel, blocks, lanes, stream, args)             \
-  do {                                                                   \
+#define SPARRING_LAUNCH(kernel, blocks, lanes, stream, args)               \
+  do {                                                                     \
     kernel<<<blocks, lanes, 0, static_cast<cudaStream_t>(stream)>>>(args); \
-    ::sparring::check_cuda(cudaGetLastError(), "kernel launch");          \
+    ::sparring::check_cuda(cudaGetLastError(), "kernel launch");           \
   } while (false)
 
 #endif

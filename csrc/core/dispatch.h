@@ -7,30 +7,29 @@
 #include "ops/recovery_step.h"
 
 // An op adds one line here, and one at the end of its .cpp and .cu.
-#define SPARRING_FOR_EACH_OP(declare) \
-  declare(ProjectL1Box) declare(L1Step) declare(RecoveryStep)
+#define SPARRING_FOR_EACH_OP(declare) declare(ProjectL1Box) declare(L1Step) declare(RecoveryStep)
 
 #if defined(SPARRING_X86_LEVELS)
-#define SPARRING_DECLARE_LEVELS(Op)                                                                            \
-  namespace v3 {                                                                                               \
-  void launch(const Op<float>&, int threads);                                                                  \
-  void launch(const Op<double>&, int threads);                                                                 \
-  }                                                                                                            \
-  namespace v4 {                                                                                               \
-  void launch(const Op<float>&, int threads);                                                                  \
-  void launch(const Op<double>&, int threads);                                                                 \
+#define SPARRING_DECLARE_LEVELS(Op)            \
+  namespace v3 {                               \
+  void launch(const Op<float>&, int threads);  \
+  void launch(const Op<double>&, int threads); \
+  }                                            \
+  namespace v4 {                               \
+  void launch(const Op<float>&, int threads);  \
+  void launch(const Op<double>&, int threads); \
   }
 #else
 #define SPARRING_DECLARE_LEVELS(Op)
 #endif
 
-#define SPARRING_DECLARE(Op)                                     \
-  SPARRING_DECLARE_LEVELS(Op)                                    \
-  namespace baseline {                                           \
-  void launch(const Op<float>&, int threads);                    \
-  void launch(const Op<double>&, int threads);                   \
-  }                                                              \
-  void launch_cuda(const Op<float>&, int device, void* stream);  \
+#define SPARRING_DECLARE(Op)                                    \
+  SPARRING_DECLARE_LEVELS(Op)                                   \
+  namespace baseline {                                          \
+  void launch(const Op<float>&, int threads);                   \
+  void launch(const Op<double>&, int threads);                  \
+  }                                                             \
+  void launch_cuda(const Op<float>&, int device, void* stream); \
   void launch_cuda(const Op<double>&, int device, void* stream);
 
 namespace sparring {

@@ -4,6 +4,13 @@
 
 #include <stdint.h>
 
+// Always inline, so that no kernel file leaves a copy of its own for others to link.
+#if defined(__CUDACC__)
+#define SPARRING_ANYWHERE __host__ __device__ __forceinline__
+#else
+#define SPARRING_ANYWHERE inline __attribute__((always_inline))
+#endif
+
 namespace sparring {
 
 template <class T>
@@ -11,16 +18,8 @@ struct Rows {
   T* data = nullptr;
   int64_t stride = 0;
 
-#if defined(__CUDACC__)
-  __device__ __host__
-#endif
-  explicit operator bool() const { return data != nullptr; }
-#if defined(__CUDACC__)
-  __device__ __host__
-#endif
-  T* operator[](int64_t row) const {
-    return data == nullptr ? nullptr : data + row * stride;
-  }
+  explicit SPARRING_ANYWHERE operator bool() const { return data != nullptr; }
+  SPARRING_ANYWHERE T* operator[](int64_t row) const { return data == nullptr ? nullptr : data + row * stride; }
 };
 
 /// One number for all rows, or one a row.
@@ -29,12 +28,7 @@ struct PerRow {
   const T* data = nullptr;
   T value = {};
 
-#if defined(__CUDACC__)
-  __device__ __host__
-#endif
-  T operator[](int64_t row) const {
-    return data == nullptr ? value : data[row];
-  }
+  SPARRING_ANYWHERE T operator[](int64_t row) const { return data == nullptr ? value : data[row]; }
 };
 
 }  // namespace sparring

@@ -108,8 +108,7 @@ SPARRING_FN bool settle(Team team, int64_t n, const Real* x, const Real* delta, 
   bool feasible = false;
   for (int step = 0; step < 100; ++step) {
     const Threshold<Real> at = t;
-    const double mass =
-        team.sum(n, [=](int64_t i) { return double(at.kept(magnitude(delta[i]), box.room(x[i], delta[i]))); });
+    const double mass = team.sum(n, [=](int64_t i) { return double(at.kept(magnitude(delta[i]), box.room(x[i], delta[i]))); });
     if ((mass >= least) & (mass <= most)) return true;
     (mass > most ? shift.above : shift.below) = t.shift;
     feasible = feasible || mass <= most;

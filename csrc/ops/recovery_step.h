@@ -108,14 +108,13 @@ SPARRING_FN void run_row(Team team, const RecoveryStep<Real>& a, int64_t row, in
       a.floor,
   };
   const auto step = [&](auto variant) {
-    return recovery_step<decltype(variant)>(team, a.n, a.image[row], a.grad[row], a.exp_avg[row], a.exp_avg_sq[row], a.mask[row], c);
+    return recovery_step<decltype(variant)>(team, a.n, a.image[row], a.grad[row], a.exp_avg[row], a.exp_avg_sq[row], a.mask[row],
+                                            c);
   };
   const auto with_penalty = [&](auto adam, auto masked) {
     return a.soft_threshold ? step(Variant<adam.value, true, masked.value>{}) : step(Variant<adam.value, false, masked.value>{});
   };
-  const auto with_moments = [&](auto masked) {
-    return a.exp_avg ? with_penalty(Yes{}, masked) : with_penalty(No{}, masked);
-  };
+  const auto with_moments = [&](auto masked) { return a.exp_avg ? with_penalty(Yes{}, masked) : with_penalty(No{}, masked); };
   const bool finite = a.mask ? with_moments(Yes{}) : with_moments(No{});
   if (!finite) team.report(a.bad_row, row);
 }

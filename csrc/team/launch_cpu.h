@@ -22,10 +22,10 @@ void launch_rows(const Args& args, int threads) {
 }  // namespace sparring::SPARRING_ISA_NAMESPACE
 
 /// Defines an op's entries for the instruction set that its file is compiled for.
-#define SPARRING_CPU_ENTRIES(Op)                                                         \
-  namespace sparring::SPARRING_ISA_NAMESPACE {                                           \
-  void launch(const Op<float>& args, int threads);                                       \
-  void launch(const Op<double>& args, int threads);                                      \
-  void launch(const Op<float>& args, int threads) { launch_rows(args, threads); }        \
-  void launch(const Op<double>& args, int threads) { launch_rows(args, threads); }       \
+#define SPARRING_CPU_ENTRIES(Op)                                                   \
+  namespace sparring::SPARRING_ISA_NAMESPACE {                                     \
+  void launch(const Op<float>& args, int threads);                                 \
+  void launch(const Op<double>& args, int threads);                                \
+  void launch(const Op<float>& args, int threads) { launch_rows(args, threads); }  \
+  void launch(const Op<double>& args, int threads) { launch_rows(args, threads); } \
   }

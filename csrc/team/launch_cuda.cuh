@@ -6,10 +6,10 @@
 
 namespace sparring::SPARRING_ISA_NAMESPACE {
 
-constexpr int kWarpsPerBlock = 4;
+constexpr int kWarpsPerBlock = 4, kLanesPerBlock = kWarpsPerBlock * kWarp;
 
 template <class Args>
-__global__ void __launch_bounds__(kWarpsPerBlock * kWarp) warp_a_row(Args args) {
+__global__ void __launch_bounds__(kLanesPerBlock) warp_a_row(Args args) {
   const int64_t warp = int64_t(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
   if (warp < args.rows) run_row(CudaTeam<WarpTeam>{}, args, warp, warp);
 }
@@ -29,7 +29,7 @@ void launch_rows_cuda(const Args& args, int device, void* stream) {
   const unsigned lanes = lanes_for(args.n);
   if (lanes == kWarp) {
     const unsigned blocks = unsigned((args.rows + kWarpsPerBlock - 1) / kWarpsPerBlock);
-    SPARRING_LAUNCH(warp_a_row<Args>, blocks, kWarpsPerBlock * kWarp, stream, args);
+    SPARRING_LAUNCH(warp_a_row<Args>, blocks, kLanesPerBlock, stream, args);
   } else {
     SPARRING_LAUNCH(block_a_row<Args>, unsigned(args.rows), lanes, stream, args);
   }
@@ -38,14 +38,14 @@ void launch_rows_cuda(const Args& args, int device, void* stream) {
 }  // namespace sparring::SPARRING_ISA_NAMESPACE
 
 /// Defines an op's entries for CUDA.
-#define SPARRING_CUDA_ENTRIES(Op)                                                                                        \
-  namespace sparring {                                                                                                   \
-  void launch_cuda(const Op<float>& args, int device, void* stream);                                                     \
-  void launch_cuda(const Op<double>& args, int device, void* stream);                                                    \
-  void launch_cuda(const Op<float>& args, int device, void* stream) {                                                    \
-    SPARRING_ISA_NAMESPACE::launch_rows_cuda(args, device, stream);                                                      \
-  }                                                                                                                      \
-  void launch_cuda(const Op<double>& args, int device, void* stream) {                                                   \
-    SPARRING_ISA_NAMESPACE::launch_rows_cuda(args, device, stream);                                                      \
-  }                                                                                                                      \
+#define SPARRING_CUDA_ENTRIES(Op)                                      \
+  namespace sparring {                                                 \
+  void launch_cuda(const Op<float>& args, int device, void* stream);   \
+  void launch_cuda(const Op<double>& args, int device, void* stream);  \
+  void launch_cuda(const Op<float>& args, int device, void* stream) {  \
+    SPARRING_ISA_NAMESPACE::launch_rows_cuda(args, device, stream);    \
+  }                                                                    \
+  void launch_cuda(const Op<double>& args, int device, void* stream) { \
+    SPARRING_ISA_NAMESPACE::launch_rows_cuda(args, device, stream);    \
+  }                                                                    \
   }
