@@ -119,14 +119,19 @@ def assert_optimal(v: Tensor, delta: Tensor, x: Tensor, eps: float | Tensor, bou
             assert lower <= slack, "the radius is not used up and yet something was cut off"
 
 
-def assert_near(v: Tensor, expected: Tensor, less: Tensor | None = None, units: float = 4.0) -> None:
+def assert_near(
+    v: Tensor, expected: Tensor, less: Tensor | None = None, *, units: float = 4.0, start: Tensor | None = None
+) -> None:
     """Between `expected` and `less` (what is expected of a radius that is smaller by what may be `spared`), give or
-    take `units` roundoffs of the row's largest entry."""
+    take `units` roundoffs of the row's largest entry, in the answer or where it `start`s from."""
     got, most = flat(v), flat(expected)
     least = most if less is None else flat(less)
     assert got.shape == most.shape
     error = torch.maximum(torch.minimum(most, least) - got, got - torch.maximum(most, least))
-    allowed = units * unit(v.dtype) * most.abs().amax(1, keepdim=True) + smallest(v.dtype) if got.numel() else error
+    if not got.numel():
+        return
+    largest = torch.cat([most, most if start is None else flat(start)], 1).abs().amax(1, keepdim=True)
+    allowed = units * unit(v.dtype) * largest + smallest(v.dtype)
     assert bool((error <= allowed).all()), f"off by {(error / allowed).max().item():.3g} times the tolerance"
 
 
@@ -147,11 +152,11 @@ def assert_step(
     k: int | float | Tensor,
     bounds: Bounds = (0.0, 1.0),
 ) -> None:
-    """Feasible and next to the reference's; 4 roundoffs more than for a projection, since what is stepped from and the
-    step are rounded before it."""
+    """Feasible and next to the reference's; 4 roundoffs more than for a projection, and of `delta` too, since the step
+    and its sum with `delta` are rounded before it."""
     assert_feasible(v, x, eps, bounds)
     wanted = (reference.l1_step(delta, grad, x, radius, step_size, k, bounds) for radius in radii(v, eps))
-    assert_near(v, *wanted, units=8.0)
+    assert_near(v, *wanted, units=8.0, start=delta)
 
 
 def radii(v: Tensor, eps: float | Tensor) -> tuple[Tensor, Tensor]:
