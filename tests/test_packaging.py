@@ -69,12 +69,15 @@ def test_import_is_light() -> None:
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="levels of x86-64")
 @pytest.mark.parametrize("level", ["v3", "v4"])
 def test_kernels_keep_their_instructions_to_themselves(level: str, tmp_path: Path) -> None:
-    """No weak symbol outside the level's namespace: linked in, it could run on a machine without the level."""
+    """No weak symbol outside the level's namespace: linked in, it could run on a machine without the level.
+
+    Without optimisation, so that the compiler hides nothing by inlining what it need not.
+    """
     for kernel in sorted((SOURCE / "csrc" / "ops").glob("*.cpp")):
         target = tmp_path / f"{kernel.stem}.o"
-        flags = ["-std=c++17", "-O2", "-fPIC", f"-march=x86-64-{level}", f"-DSPARRING_ISA_NAMESPACE={level}"]
+        flags = ["-std=c++17", "-O0", "-fPIC", f"-march=x86-64-{level}", f"-DSPARRING_ISA_NAMESPACE={level}"]
         subprocess.run(["g++", *flags, f"-I{SOURCE / 'csrc'}", "-c", str(kernel), "-o", str(target)], check=True)
         symbols = subprocess.run(["nm", "-C", str(target)], capture_output=True, text=True, check=True).stdout
         assert f"sparring::{level}::launch" in symbols
-        weak = re.findall(r"^[0-9a-f]+ [uVW] (.+)$", symbols, re.MULTILINE)
+        weak = re.findall(r"^[0-9a-f]+ [uVW] (?!DW\.ref)(.+)$", symbols, re.MULTILINE)
         assert [name for name in weak if f"sparring::{level}::" not in name] == []
