@@ -19,7 +19,7 @@ SOURCE = Path(os.environ.get("SPARRING_SOURCE", Path(__file__).resolve().parents
 
 @cache
 def load(defines: tuple[str, ...] = ()) -> ModuleType:
-    """The module, built from csrc/ with further preprocessor `defines`; kept in build/ and rebuilt when sources change."""
+    """The module, built from csrc/ with further preprocessor `defines`; kept in build/, rebuilt when sources change."""
     tag = hashlib.sha256(" ".join((sys.version, *defines)).encode()).hexdigest()[:8]
     build = SOURCE / "build" / f"simt-{tag}"
     configure = ["-DSPARRING_SIMT=ON", "-DSPARRING_CUDA=OFF", f"-DPython_EXECUTABLE={sys.executable}"]
@@ -42,7 +42,7 @@ def _run(*command: object) -> None:
 
 
 class SimtOps:
-    """`sparring.ops` on CPU tensors, but every call runs the CUDA kernels, their lanes in an order drawn from `seed`."""
+    """`sparring.ops` on CPU tensors, but calls run the CUDA kernels, their lanes in an order drawn from `seed`."""
 
     def __init__(self, module: ModuleType, seed: int) -> None:
         self._module, self._seed = module, seed

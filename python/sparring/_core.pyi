@@ -1,4 +1,4 @@
-# The compiled module. Addresses are integers; an address of 0 is a null pointer. Nothing is checked here: use sparring.ops.
+# The compiled module. Addresses are integers, 0 is the null pointer. Nothing is checked here: use sparring.ops.
 
 NO_ROW: int
 
