@@ -117,7 +117,12 @@ def retrain(
         int | None, typer.Option(help="All randomness follows from it. [dim]default: 0[/dim]", rich_help_panel=RUN)
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads; by default torch's choice.", rich_help_panel=RUN)
+        int | None,
+        typer.Option(
+            min=1,
+            help="Threads of torch. [dim]default: torch's choice with full-sparse, else 1: more would not help[/dim]",
+            rich_help_panel=RUN,
+        ),
     ] = None,
     data: Annotated[str, typer.Option(metavar="digits|mnist", help="Real images.", rich_help_panel=DATA)] = "digits",
     data_dir: Annotated[
@@ -279,7 +284,7 @@ def _new_run(
                 "test images": len(test),
             },
             "network": _located(model),
-            "threads": threads or torch.get_num_threads(),
+            "threads": threads or (torch.get_num_threads() if preset == "full-sparse" else 1),
             "retrain": asdict(config),
             "versions": _versions(),
         },

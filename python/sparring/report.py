@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SHOWN = 6  # images of a class in a grid
 CAVEAT = (
-    "This is said of one attack with one budget: another process, or more steps, may find what this one did not. "
+    "This is said of one attack with one budget: another process, more steps or more pixels may find what it did not. "
     "Nor does it ask whether an image might be a fair example of its class; look at them below."
 )
 
@@ -327,7 +327,7 @@ class _Story:
             series = {name: self._of_epochs(f"{number}/{key}") for key, name in NAMES.items()}
             series = {name: values for name, values in series.items() if values[0]}
             if records:
-                pictures = self._pair(f"{number}", series, f"{number}/caught", records, "caught as fooling images")
+                pictures = self._pair(f"{number}", series, f"{number}/caught", records, "images caught")
                 sections.append(Section(str(number), title, text, pictures))
         return sections
 

@@ -39,6 +39,10 @@ class FoolingSet:
         """The fields by name, in order."""
         return dict(vars(self))
 
+    def to(self, device: torch.device | str) -> FoolingSet:
+        """The same images on `device`."""
+        return FoolingSet(*(tensor.to(device) for tensor in self.tensors().values()))
+
     @property
     def successes(self) -> FoolingSet:
         """The images that qualify."""

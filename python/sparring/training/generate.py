@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from sparring.attacks import recover
 from sparring.data import Dataset
 from sparring.training.config import RetrainConfig
 from sparring.training.evaluate import logits_of
@@ -34,8 +35,6 @@ class Generate(Protocol):
 
 def recover_with(config: RetrainConfig, entries: int) -> Generate:
     """The process that the configuration describes: :func:`sparring.attacks.recover`, for images of so many entries."""
-    from sparring.attacks import recover
-
     return partial(
         recover,
         method=config.method,
@@ -65,7 +64,7 @@ def attack(
     """
     shape, device = real.input_shape, real.images.device
     targets = torch.cat([torch.arange(config.images), torch.arange(config.fresh)]).to(device) % real.classes
-    recovered = generate(model, targets, shape, generator=stream(config.seed, "attack", generation, device=device))
+    recovered = generate(model, targets, shape, generator=stream(config.seed, "attack", generation))
     images = recovered.images.detach()
     if images.shape != (len(targets), *shape):
         raise ValueError(f"generate returned images of shape {tuple(images.shape)}, wanted {(len(targets), *shape)}")

@@ -79,10 +79,9 @@ def unpack(state: State, tensors: Tensors, json: Json) -> None:
         values.setdefault(int(index), {})[key] = value
     state.optimizer.load_state_dict({"state": values, "param_groups": json["optimizer"]["param_groups"]})
     state.epoch, state.generation = json["epoch"], json["generation"]
-    state.train_sets = read_sets(tensors, "train")
-    state.fresh_sets = read_sets(tensors, "fresh")
-    final = read_sets(tensors, "final")
-    state.final = final[0] if final else None
+    device = next(state.model.parameters()).device
+    train, fresh, final = ([s.to(device) for s in read_sets(tensors, kind)] for kind in ("train", "fresh", "final"))
+    state.train_sets, state.fresh_sets, state.final = train, fresh, final[0] if final else None
 
 
 def read_sets(tensors: Tensors, kind: str) -> list[FoolingSet]:
