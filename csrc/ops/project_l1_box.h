@@ -64,9 +64,10 @@ struct Bracket {
   Real below, above;  // mass(below) > eps >= mass(above); both >= 0
 
   SPARRING_FN bool holds(Real t) const { return (t > below) & (t < above); }
-  SPARRING_FN bool closed() const { return bits(above) - bits(below) <= 1; }
+  /// How many floating-point numbers lie between the ends, plus one.
+  SPARRING_FN typename Float<Real>::Bits width() const { return bits(above) - bits(below); }
   /// Halfway in the order of the floating-point numbers, so that no range of magnitudes is too wide.
-  SPARRING_FN Real middle() const { return from_bits<Real>(bits(below) + (bits(above) - bits(below)) / 2); }
+  SPARRING_FN Real middle() const { return from_bits<Real>(bits(below) + width() / 2); }
 };
 
 /// t with mass(t) ~ eps, in a bracket. The mean of two Newton steps, on the mass (convex but for the box: too short) and on its
@@ -80,12 +81,17 @@ SPARRING_FN Threshold<Real> newton_in_bracket(Team team, int64_t n, const Real* 
   constexpr double near_enough = 1e-3;  // the last step is then good to its square
   Bracket<Real> bracket = {0, largest};
   const double at_least = (mass - eps) / double(n);  // t takes at most n t away (Michelot 1986)
+  typename Float<Real>::Bits last_width = 0;
   Real t = 0;
   for (;;) {
     const double step = ((mass - eps) + mass * __builtin_log(mass / eps)) / (2 * active);
     if (!exact && active > 0 && t > 0 && magnitude(mass - eps) <= near_enough * eps) return {t, -Real(step)};
     const Real next = Real(double(t) + step > at_least ? double(t) + step : at_least);
-    t = bracket.holds(next) ? next : bracket.middle();
+    // Steps far below a unit in the last place of the magnitudes change nothing: after one that did not halve the bracket, halve it.
+    const auto width = bracket.width();
+    const bool creeps = exact && last_width != 0 && width > last_width / 2;
+    last_width = width;
+    t = bracket.holds(next) && !creeps ? next : bracket.middle();
     const Real at = t;
     const auto found = team.sum2(n, [=](int64_t i) {
       const Real d = delta[i], over = magnitude(d) - at, kept = larger(smaller(over, box.room(x[i], d)), Real(0));
@@ -94,7 +100,7 @@ SPARRING_FN Threshold<Real> newton_in_bracket(Team team, int64_t n, const Real* 
     mass = found.first;
     active = found.second;
     (mass > eps ? bracket.below : bracket.above) = t;
-    if (bracket.closed()) return {bracket.above, 0};
+    if (bracket.width() <= 1) return {bracket.above, 0};
   }
 }
 

@@ -2,6 +2,8 @@
 // call, so that a lane may read back what it wrote itself without a barrier. The members mean what they mean in cpu_team.h.
 #pragma once
 
+#include <type_traits>
+
 #include "core/portable.h"
 #include "team/results.h"
 
@@ -22,11 +24,12 @@ constexpr int kWarp = 32;
 
 template <class T>
 __device__ __forceinline__ T from_lane_xor(T value, int mask) {
-  static_assert(sizeof(T) % 4 == 0);
-  uint32_t words[sizeof(T) / 4];
+  using Word = std::conditional_t<sizeof(T) % 8 == 0, unsigned long long, unsigned>;
+  Word words[sizeof(T) / sizeof(Word)];
+  static_assert(sizeof(words) == sizeof(T));
   __builtin_memcpy(words, &value, sizeof(T));
 #pragma unroll
-  for (uint32_t& word : words) word = __shfl_xor_sync(0xffffffffu, word, mask);
+  for (Word& word : words) word = __shfl_xor_sync(0xffffffffu, word, mask);
   __builtin_memcpy(&value, words, sizeof(T));
   return value;
 }

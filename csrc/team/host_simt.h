@@ -3,6 +3,7 @@
 // that a kernel that lacks a barrier gives wrong results. Blocks run one after the other. Only what team/cuda_team.cuh uses exists.
 #pragma once
 
+#include <setjmp.h>
 #include <stdint.h>
 #include <ucontext.h>
 
@@ -33,12 +34,15 @@ inline uint64_t seed = 0;
 
 enum class State { ready, at_barrier, at_shuffle, finished };
 
+// A lane starts as a ucontext; after that, switching by setjmp spares it two system calls a time.
 struct Lane {
   static constexpr size_t kStack = 128 * 1024;
-  ucontext_t context;
+  ucontext_t start;
+  jmp_buf resume;
+  bool started = false;
   std::unique_ptr<char[]> stack{new char[kStack]};
   State state = State::ready;
-  uint32_t word = 0;
+  uint64_t word = 0;
   int mask = 0;
 };
 
@@ -54,11 +58,11 @@ class Block {
   void run() {
     running() = this;
     for (Lane& lane : lanes_) {
-      getcontext(&lane.context);
-      lane.context.uc_stack.ss_sp = lane.stack.get();
-      lane.context.uc_stack.ss_size = Lane::kStack;
-      lane.context.uc_link = nullptr;
-      makecontext(&lane.context, &Block::enter, 0);
+      getcontext(&lane.start);
+      lane.start.uc_stack.ss_sp = lane.stack.get();
+      lane.start.uc_stack.ss_size = Lane::kStack;
+      lane.start.uc_link = nullptr;
+      makecontext(&lane.start, &Block::enter, 0);
     }
     std::vector<unsigned> order(lanes_.size());
     std::iota(order.begin(), order.end(), 0u);
@@ -71,7 +75,7 @@ class Block {
         moved = true;
         current_ = i;
         thread.x = i;
-        swapcontext(&scheduler_, &lanes_[i].context);
+        if (_setjmp(scheduler_) == 0) resume(lanes_[i]);
       }
       if (error_) std::rethrow_exception(error_);
       if (!release() && !moved) throw std::logic_error("simt: lanes wait at different barriers or shuffles for ever");
@@ -81,10 +85,10 @@ class Block {
   void wait(State state) {
     Lane& lane = lanes_[current_];
     lane.state = state;
-    swapcontext(&lane.context, &scheduler_);
+    if (_setjmp(lane.resume) == 0) _longjmp(scheduler_, 1);
   }
 
-  uint32_t shuffle(uint32_t word, int mask) {
+  uint64_t shuffle(uint64_t word, int mask) {
     const unsigned self = current_;
     lanes_[self].word = word;
     lanes_[self].mask = mask;
@@ -101,6 +105,13 @@ class Block {
       block.error_ = std::current_exception();
     }
     block.wait(State::finished);
+  }
+
+  [[noreturn]] static void resume(Lane& lane) {
+    if (lane.started) _longjmp(lane.resume, 1);
+    lane.started = true;
+    setcontext(&lane.start);
+    throw std::logic_error("simt: a lane could not start");
   }
 
   bool all_of(State state, size_t begin, size_t end) const {
@@ -128,8 +139,8 @@ class Block {
 
   std::vector<Lane> lanes_;
   const std::function<void()>& body_;
-  std::vector<uint32_t> received_;
-  ucontext_t scheduler_;
+  std::vector<uint64_t> received_;
+  jmp_buf scheduler_;
   std::exception_ptr error_;
   unsigned current_ = 0;
 };
@@ -148,7 +159,10 @@ inline void launch(unsigned blocks, unsigned lanes, const std::function<void()>&
 #define gridDim ::simt::grid_size
 
 inline void __syncthreads() { ::simt::Block::running()->wait(::simt::State::at_barrier); }
-inline uint32_t __shfl_xor_sync(unsigned, uint32_t word, int mask) { return ::simt::Block::running()->shuffle(word, mask); }
+template <class Word>
+Word __shfl_xor_sync(unsigned, Word word, int mask) {
+  return Word(::simt::Block::running()->shuffle(word, mask));
+}
 inline long long atomicMin(long long* address, long long value) {
   const long long before = *address;
   *address = std::min(before, value);
