@@ -125,10 +125,11 @@ def test_figures_are_files_too(page: Page, run: Run) -> None:
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures)
 
 
-def test_robust_from_the_first_attack_on(tmp_path: Path) -> None:
+def test_attack_that_never_succeeds_is_called_weak(tmp_path: Path) -> None:
     text = report.write(make(tmp_path, p_min=0.999)).read_text()
-    assert "Robust to this process" in text
-    assert "after 0 generations" in text.lower()
+    assert "The attack never succeeded" in text
+    assert "a weak attack, not of a robust network" in text
+    assert "Robust to this process" not in text
 
 
 def test_uniform_labelling_in_colour(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ class _Story:
             headline, robust = "Unfinished", False
             lead = f"{last['epoch']} epochs and {len(self.attacks)} attacks done. Go on with --resume."
         else:
-            robust = bool(verdict["robust"])
+            robust = bool(verdict["robust"]) and verdict["generations"] > 0
             headline = "Robust to this process" if robust else "Still fooled"
             budget = f"{verdict['attempts']} attempts of {verdict['steps']} steps each"
             sparse = f"p of at least {verdict['p_min']:g} with at most {verdict['s_max']} entries lit"
@@ -150,6 +150,14 @@ class _Story:
                 if robust
                 else f"{_percent(verdict['8/yield'])} of {budget} still reach {sparse}."
             )
+            if verdict["robust"] and not robust:
+                headline = "The attack never succeeded"
+                found = self.attacks[-1]
+                lead = (
+                    f"Not even the network before any retraining was fooled in {budget}: on average they reached "
+                    f"p {found['0/prob']:.2f} with {found['0/sparsity']:.1f} entries lit, where {sparse} was asked. "
+                    "This speaks of a weak attack, not of a robust network."
+                )
         return {
             "headline": headline,
             "robust": robust,

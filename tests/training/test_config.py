@@ -22,7 +22,7 @@ from sparring.training import PRESETS, RetrainConfig
         ("fresh", 0),
         ("steps", True),
         ("batch_size", -1),
-        ("pretrain_epochs", -1),
+        ("pretrain_epochs", 0),
         ("seed", -1),
         ("keep", 1.5),
         ("p_min", float("nan")),

@@ -70,9 +70,9 @@ class RetrainConfig:
         _check_choice("method", self.method, get_args(Method))
         _check_choice("optimizer", self.optimizer, get_args(Optimizer))
         _check_choice("start", self.start, ("noise", "black"))
-        for name in ("generations", "epochs", "images", "fresh", "steps", "batch_size"):
+        for name in ("generations", "pretrain_epochs", "epochs", "images", "fresh", "steps", "batch_size"):
             _check_count(name, getattr(self, name), 1)
-        for name in ("pretrain_epochs", "real_images", "eval_images", "seed"):
+        for name in ("real_images", "eval_images", "seed"):
             _check_count(name, getattr(self, name), 0)
         _check_range("keep", self.keep, 0.0, 1.0)
         _check_range("p_min", self.p_min, 0.0, 1.0)

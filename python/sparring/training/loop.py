@@ -79,6 +79,8 @@ class Verdict:
 
     def __str__(self) -> str:
         asked = f"{self.attempts} images x {self.steps} steps (p >= {self.p_min:g}, sparsity <= {self.s_max})"
+        if self.robust and self.generations == 0:
+            return f"robust to this process within {asked}, but before any retraining: the attack is too weak to tell"
         if self.robust:
             return f"robust to this process within {asked}"
         return f"still fooled: yield {100 * self.fooled:.3g} % of {asked}"
