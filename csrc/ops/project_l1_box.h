@@ -130,11 +130,13 @@ SPARRING_FN bool settle(Team team, int64_t n, const Real* x, const Real* delta, 
   return false;
 }
 
-/// One row. Returns false, and writes NaN, if x or delta has an entry that is not finite.
-template <class Team, class Real>
-SPARRING_FN bool project_l1_box(Team team, int64_t n, const Real* x, const Real* delta, double eps, Box<Real> box, Real* out) {
+/// One row. Returns false, and writes NaN, if x or delta has an entry that is not finite. first(i) is called once for every entry,
+/// before delta[i] is read, and returns it.
+template <class Team, class Real, class First>
+SPARRING_FN bool project_l1_box(Team team, int64_t n, const Real* x, First first, const Real* delta, double eps, Box<Real> box,
+                                Real* out) {
   const auto whole = team.survey(n, [=](int64_t i) {
-    const Real d = delta[i], m = magnitude(d), kept = larger(smaller(m, box.room(x[i], d)), Real(0));
+    const Real d = first(i), m = magnitude(d), kept = larger(smaller(m, box.room(x[i], d)), Real(0));
     return Survey<Real>{is_finite(d) & is_finite(x[i]) ? kept : not_a_number<Real>(), (m > 0) & (m == kept) ? Real(1) : Real(0), m};
   });
   if (whole.sum != whole.sum) {
@@ -169,7 +171,9 @@ SPARRING_FN bool project_l1_box(Team team, int64_t n, const Real* x, const Real*
 template <class Team, class Real>
 SPARRING_FN void run_row(Team team, const ProjectL1Box<Real>& a, int64_t row, int64_t /*slot*/) {
   const Box<Real> box = {a.lo, a.hi};
-  if (!project_l1_box(team, a.n, a.x[row], a.delta[row], a.eps[row], box, a.out[row])) team.report(a.bad_row, row);
+  const Real* const delta = a.delta[row];
+  const auto as_given = [=](int64_t i) { return delta[i]; };
+  if (!project_l1_box(team, a.n, a.x[row], as_given, delta, a.eps[row], box, a.out[row])) team.report(a.bad_row, row);
 }
 
 }  // namespace SPARRING_ISA_NAMESPACE

@@ -61,7 +61,9 @@ struct Variant {
 template <class Variant, class Team, class Real>
 SPARRING_FN bool recovery_step(Team team, int64_t n, Real* image, const Real* grad, Real* m, Real* v, const uint8_t* mask,
                                RecoveryRow<Real> c) {
-  if (team.count(n, [=](int64_t i) { return !(is_finite(image[i]) & is_finite(grad[i])); }) > 0) return false;
+  // a - a is 0, or NaN where a is not finite
+  const double finite = team.sum(n, [=](int64_t i) { return (image[i] - image[i]) + (grad[i] - grad[i]); });
+  if (finite != 0) return false;
   team.each(n, [=](int64_t i) {
     const bool held = Variant::masked ? mask[i] == 0 : false;
     const Real old = image[i], above = old - c.black;

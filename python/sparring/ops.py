@@ -141,6 +141,8 @@ def _refuse_out(out: Array | None) -> None:
 
 def _coordinates(k: Any, batch: Tensor) -> bridge.PerRow:
     """k as counts: integers >= 1, or fractions of D."""
+    if type(k) is int and k >= 1:
+        return bridge.PerRow(None, 0, k)
     n = bridge.shape_of(batch)[1]
     is_array = not isinstance(k, (int, float))
     k_array = bridge.as_tensor(k, "k") if is_array and hasattr(k, "__dlpack__") else None
@@ -218,8 +220,9 @@ def l1_step(
     rows, n = bridge.shape_of(d)
     rows_d, rows_g, rows_x = bridge.input_rows(d, n), bridge.input_rows(g, n), bridge.input_rows(points, n)
     target = _out_rows(out, d, n, "delta", {"grad": rows_g, "x": rows_x})
-    teams = place.threads if place.device < 0 else rows
-    scratch = torch.empty((teams, n), dtype=d.dtype, device=d.device)
+    scratch = None  # a row for each team at work, where out cannot serve
+    if target.address == rows_d.address:
+        scratch = torch.empty((place.threads if place.device < 0 else rows, n), dtype=d.dtype, device=d.device)
     status = bridge.status_for(place, d, check_finite)
     bad = bridge.native.l1_step(
         d.dtype is torch.float64,
@@ -242,7 +245,7 @@ def l1_step(
         hi,
         target.address,
         target.stride,
-        scratch.data_ptr(),
+        0 if scratch is None else scratch.data_ptr(),
         0 if status is None else status.data_ptr(),
     )
     if check_finite:
