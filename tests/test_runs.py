@@ -20,6 +20,14 @@ def saved(run: Run, epoch: int) -> None:
     run.save({"x": torch.full((2,), float(epoch))}, {"epoch": epoch})
 
 
+@pytest.fixture(autouse=True)
+def first_event_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard reads the files of one second by name, which ends in the process's count of them: 10 before 9."""
+    from tensorboard.summary.writer import event_file_writer
+
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
+
+
 def events(run: Run) -> dict[int, float]:
     """What TensorBoard shows for 9/loss, by step."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -84,11 +92,7 @@ def test_log_is_a_record_a_line_without_times(tmp_path: Path) -> None:
     assert events(run) == {1: 0.5, 2: 0.5}
 
 
-def test_restore_goes_back_to_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tensorboard.summary.writer import event_file_writer
-
-    # Files of one second are read in the order of their names, which end in the process's count of them: 10 before 9.
-    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
+def test_restore_goes_back_to_the_last_checkpoint(tmp_path: Path) -> None:
     run = Run.create(tmp_path, "a", {})
     with run:
         assert run.restore() is None
