@@ -6,8 +6,11 @@
 #include <mutex>
 #include <thread>
 
-#if !defined(_WIN32)
 #include <pthread.h>
+
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace sparring {
@@ -24,6 +27,21 @@ struct Task {
       body(context, begin, std::min(begin + chunk, rows), slot);
   }
 };
+
+/// Asks for short slices of time, which let a thread that wakes run at once on a core where another one only waits: OpenMP's
+/// threads, torch's among them, spin for milliseconds after their work. Linux 6.12 or later; elsewhere nothing happens.
+void prefer_short_slices() {
+#if defined(__linux__) && defined(SYS_sched_setattr)
+  struct {
+    uint32_t size = 48, policy = 0;
+    uint64_t flags = 0;
+    int32_t nice = 0;
+    uint32_t priority = 0;
+    uint64_t slice_ns = 100'000, deadline = 0, period = 0;
+  } attributes;
+  syscall(SYS_sched_setattr, 0, &attributes, 0);
+#endif
+}
 
 class Pool {
  public:
@@ -47,6 +65,7 @@ class Pool {
 
  private:
   [[noreturn]] void serve() {
+    prefer_short_slices();
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
       wake_.wait(lock, [this] { return task_ != nullptr && places_ > 0; });
@@ -71,9 +90,7 @@ std::atomic<Pool*> current{nullptr};
 // Never destroyed: its threads sleep until the process ends. A child of fork has none of them, and leaves the pool behind.
 Pool& pool() {
   static const bool forgotten_on_fork = [] {
-#if !defined(_WIN32)
     pthread_atfork(nullptr, nullptr, [] { current.store(nullptr); });
-#endif
     return true;
   }();
   (void)forgotten_on_fork;
