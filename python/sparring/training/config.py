@@ -27,7 +27,8 @@ class RetrainConfig:
     pretrain_epochs, epochs : epochs on real images alone before the first attack, and per generation after it.
     keep : fraction of every past set of fooling images that is kept when a new one is merged (beta).
     images, fresh : fooling images attempted per generation, for training and held out for metric 4.
-    method, steps, lam, attack_lr, floor, mask_fraction, start : passed to :func:`sparring.attacks.recover`.
+    method, steps, lam, attack_lr, floor, mask_fraction, start : passed to :func:`sparring.attacks.recover`;
+        lam None leaves the weight of the penalty to it, since each method wants another.
     p_min, s_max : an image qualifies when p(target) >= p_min and at most s_max of its entries are above black;
         s_max is a count, or a float in (0, 1) for that fraction of the entries.
     optimizer, lr, lr_decay, batch_size : training; the rate is multiplied by lr_decay after every epoch and starts
@@ -48,7 +49,7 @@ class RetrainConfig:
     fresh: int = 100
     method: Method = "l1"
     steps: int = 500
-    lam: float = 0.1
+    lam: float | None = None
     attack_lr: float = 0.5
     floor: float = 0.1
     mask_fraction: float = 0.0
@@ -79,7 +80,8 @@ class RetrainConfig:
         _check_range("mask_fraction", self.mask_fraction, 0.0, 0.999)
         _check_range("floor", self.floor, 0.0, 1.0)
         _check_range("fooling_share", self.fooling_share, 0.0, 0.9)
-        _check_range("lam", self.lam, 0.0, math.inf)
+        if self.lam is not None:
+            _check_range("lam", self.lam, 0.0, math.inf)
         _check_range("lr", self.lr, 1e-12, math.inf)
         _check_range("lr_decay", self.lr_decay, 1e-12, 1.0)
         _check_range("attack_lr", self.attack_lr, 1e-12, math.inf)
