@@ -4,13 +4,14 @@
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <string>
 #include <thread>
 
+#include <dlfcn.h>
 #include <pthread.h>
 
 #if defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
+#include <link.h>
 #endif
 
 namespace sparring {
@@ -21,27 +22,15 @@ struct Task {
   RowsBody body;
   const void* context;
   std::atomic<int64_t> next{0};
+  std::atomic<int> joined{0};
 
-  void work(int slot) {
+  /// Takes chunks until there are none; called once by every thread that works on this.
+  void work() {
+    const int slot = joined.fetch_add(1, std::memory_order_relaxed);
     for (int64_t begin; (begin = next.fetch_add(chunk, std::memory_order_relaxed)) < rows;)
       body(context, begin, std::min(begin + chunk, rows), slot);
   }
 };
-
-/// Asks for short slices of time, which let a thread that wakes run at once on a core where another one only waits: OpenMP's
-/// threads, torch's among them, spin for milliseconds after their work. Linux 6.12 or later; elsewhere nothing happens.
-void prefer_short_slices() {
-#if defined(__linux__) && defined(SYS_sched_setattr)
-  struct {
-    uint32_t size = 48, policy = 0;
-    uint64_t flags = 0;
-    int32_t nice = 0;
-    uint32_t priority = 0;
-    uint64_t slice_ns = 100'000, deadline = 0, period = 0;
-  } attributes;
-  syscall(SYS_sched_setattr, 0, &attributes, 0);
-#endif
-}
 
 class Pool {
  public:
@@ -56,7 +45,7 @@ class Pool {
       places_ = threads - 1;
     }
     wake_.notify_all();
-    task.work(0);
+    task.work();
     std::unique_lock<std::mutex> lock(mutex_);
     task_ = nullptr;  // who has not joined by now is not waited for
     done_.wait(lock, [this] { return working_ == 0; });
@@ -65,15 +54,14 @@ class Pool {
 
  private:
   [[noreturn]] void serve() {
-    prefer_short_slices();
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
       wake_.wait(lock, [this] { return task_ != nullptr && places_ > 0; });
       Task* const task = task_;
-      const int slot = places_--;
+      --places_;
       ++working_;
       lock.unlock();
-      task->work(slot);
+      task->work();
       lock.lock();
       if (--working_ == 0) done_.notify_one();
     }
@@ -85,15 +73,41 @@ class Pool {
   int places_ = 0, working_ = 0, workers_ = 0;
 };
 
+/// Runs a function on the threads of an OpenMP team, the caller among them. Part of the stable interface of libgomp and libomp.
+using OpenMPParallel = void (*)(void (*function)(void*), void* data, unsigned threads, unsigned flags);
+
+/// torch's OpenMP, if this process has loaded one. Its threads spin for milliseconds after torch's work, and keep others from
+/// their cores meanwhile; so the work that comes between torch's is best given to them.
+OpenMPParallel find_openmp() {
+  std::string path;
+#if defined(__linux__)
+  dl_iterate_phdr(
+      [](dl_phdr_info* info, size_t, void* found) {
+        const std::string name = info->dlpi_name == nullptr ? "" : info->dlpi_name;
+        if (name.find("torch") == std::string::npos || name.find("omp") == std::string::npos) return 0;
+        *static_cast<std::string*>(found) = name;
+        return 1;
+      },
+      &path);
+#endif
+  void* const library = path.empty() ? nullptr : dlopen(path.c_str(), RTLD_LAZY | RTLD_NOLOAD);
+  return library == nullptr ? nullptr : reinterpret_cast<OpenMPParallel>(dlsym(library, "GOMP_parallel"));
+}
+
+// A child of fork has neither OpenMP's threads nor the pool's. It leaves both behind and starts a pool of its own.
+std::atomic<bool> forked{false};
 std::atomic<Pool*> current{nullptr};
 
-// Never destroyed: its threads sleep until the process ends. A child of fork has none of them, and leaves the pool behind.
+void forget_threads_on_fork() {
+  static const int registered = pthread_atfork(nullptr, nullptr, [] {
+    current.store(nullptr);
+    forked.store(true);
+  });
+  (void)registered;
+}
+
+// Never destroyed: its threads sleep until the process ends.
 Pool& pool() {
-  static const bool forgotten_on_fork = [] {
-    pthread_atfork(nullptr, nullptr, [] { current.store(nullptr); });
-    return true;
-  }();
-  (void)forgotten_on_fork;
   Pool* existing = current.load();
   if (existing == nullptr) {
     Pool* const fresh = new Pool;
@@ -109,7 +123,14 @@ void parallel_rows(int64_t rows, int64_t chunk, int threads, RowsBody body, cons
   chunk = std::max<int64_t>(chunk, 1);
   threads = static_cast<int>(std::min<int64_t>(threads, (rows + chunk - 1) / chunk));
   Task task{rows, chunk, body, context};
-  if (threads <= 1 || !pool().run(task, threads)) task.work(0);
+  if (threads <= 1) return task.work();
+  forget_threads_on_fork();
+  static const OpenMPParallel openmp = find_openmp();
+  if (openmp != nullptr && !forked.load()) {
+    openmp([](void* data) { static_cast<Task*>(data)->work(); }, &task, static_cast<unsigned>(threads), 0);
+  } else if (!pool().run(task, threads)) {
+    task.work();
+  }
 }
 
 }  // namespace sparring

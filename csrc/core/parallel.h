@@ -1,7 +1,8 @@
-// Rows spread over a small pool of threads.
+// Rows spread over threads: those of torch's OpenMP where there is one, else a small pool of our own.
 //
-// Threads take chunks from a shared counter and sleep when there are none: a thread that other work keeps off its core costs
-// at most one chunk, and nobody spins. The calling thread takes part. A forked child starts a pool of its own.
+// Threads take chunks from a shared counter, so that one which other work keeps off its core costs at most one chunk. Between
+// torch's own operations its threads spin; sharing them is the only way not to wait for them. The pool's threads sleep when
+// there is nothing to do. The calling thread takes part. A forked child starts a pool of its own.
 #pragma once
 
 #include <stdint.h>
