@@ -4,12 +4,47 @@
 // Functors return their value, use ternaries in place of min and max, and & in place of &&: only then do the loops vectorise.
 #pragma once
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #include "core/portable.h"
 #include "team/results.h"
 
 namespace sparring::SPARRING_ISA_NAMESPACE {
 
+/// Appends the pairs (a, b) of `n` with a > least to (to_a, to_b), which have room for n; returns how many.
+template <class Real>
+SPARRING_FN int64_t append_above(int64_t n, const Real* a, const Real* b, Real least, Real* to_a, Real* to_b) {
+  int64_t count = 0, i = 0;
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Real) == 4) {
+    for (; i + 16 <= n; i += 16) {
+      const __m512 va = _mm512_loadu_ps(a + i), vb = _mm512_loadu_ps(b + i);
+      const __mmask16 chosen = _mm512_cmp_ps_mask(va, _mm512_set1_ps(least), _CMP_GT_OQ);
+      _mm512_storeu_ps(to_a + count, _mm512_maskz_compress_ps(chosen, va));
+      _mm512_storeu_ps(to_b + count, _mm512_maskz_compress_ps(chosen, vb));
+      count += __builtin_popcount(chosen);
+    }
+  }
+#endif
+  for (; i < n; ++i) {
+    to_a[count] = a[i];
+    to_b[count] = b[i];
+    count += a[i] > least ? 1 : 0;
+  }
+  return count;
+}
+
 struct CpuTeam {
+  // From this length on, copying a few entries out of a row (copy_above) costs less than passing over the row again.
+  static constexpr bool copies = true;
+#if defined(__AVX512F__)
+  static constexpr int64_t kWorthCopying = 256;
+#else
+  static constexpr int64_t kWorthCopying = 16384;
+#endif
+
   // Sums run in blocks: within one in the functor's own type, over all of them in double.
   static constexpr int64_t kBlock = 4096;
 
@@ -99,6 +134,24 @@ struct CpuTeam {
       largest = v > largest ? v : largest;
     }
     return largest;
+  }
+
+  /// Copies size and room of the entries larger than `least`; returns how many, or -1 if there are more than fit.
+  template <class Each, class Real>
+  SPARRING_FN int64_t copy_above(int64_t n, Each entries, Real least, int64_t capacity, Real* sizes, Real* rooms) const {
+    constexpr int64_t block = 512;
+    Real block_sizes[block], block_rooms[block];
+    int64_t count = 0;
+    for (int64_t begin = 0; begin < n; begin += block) {
+      const int64_t here = begin + block < n ? block : n - begin;
+      if (count + here > capacity) return -1;
+      each(here, [&, begin](int64_t i) {
+        block_sizes[i] = entries.size(begin + i);
+        block_rooms[i] = entries.room(begin + i);
+      });
+      count += append_above(here, block_sizes, block_rooms, least, sizes + count, rooms + count);
+    }
+    return count;
   }
 
   /// Lowers *lowest to `row`; other teams may do the same at the same time.

@@ -73,6 +73,8 @@ struct BlockTeam {
 
 template <class Lanes>
 struct CudaTeam : Lanes {
+  static constexpr bool copies = false;
+
   template <class F>
   __device__ __forceinline__ void each(int64_t n, F f) const {
     for (int64_t i = this->lane(); i < n; i += this->lanes()) f(i);
