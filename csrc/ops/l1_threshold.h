@@ -57,16 +57,6 @@ struct Entries {
   SPARRING_FN Real room(int64_t i) const { return box.room(x[i], delta[i]); }
 };
 
-/// A few of them, copied out.
-template <class Real>
-struct Survivors {
-  const Real* sizes;
-  const Real* rooms;
-
-  SPARRING_FN Real size(int64_t i) const { return sizes[i]; }
-  SPARRING_FN Real room(int64_t i) const { return rooms[i]; }
-};
-
 /// The sum that is wanted.
 struct Window {
   double least, most;
@@ -85,8 +75,9 @@ struct Start {
 
 /// t with mass(t) ~ eps, by Newton steps inside a bracket. It stops near eps, and what is left of the step becomes the shift; if
 /// exact, it sums in double, goes on until the bracket is closed, and returns the end that keeps at most eps.
-template <bool exact, class Team, class Each, class Real>
-SPARRING_FN Threshold<Real> newton_in_bracket(Team team, int64_t n, Each entries, double eps, Start<Real> at, Real largest) {
+template <bool exact, class Team, class Real>
+SPARRING_FN Threshold<Real> newton_in_bracket(Team team, int64_t n, Entries<Real> entries, double eps, Start<Real> at,
+                                              Real largest) {
   using Sum = std::conditional_t<exact, double, Real>;
   constexpr double near_enough = 1e-3;  // the last step is then good to its square
   Bracket<Real> bracket = {at.t, largest};
@@ -113,8 +104,8 @@ SPARRING_FN Threshold<Real> newton_in_bracket(Team team, int64_t n, Each entries
 
 /// Moves t.shift, but not to a threshold below `lowest`, until what is kept sums, in double, to within the window. False if that
 /// cannot be reached from this anchor; the shift then keeps at most window.most if any that was tried does.
-template <class Team, class Each, class Real>
-SPARRING_FN bool settle(Team team, int64_t n, Each entries, Window window, Real lowest, Threshold<Real>& t) {
+template <class Team, class Real>
+SPARRING_FN bool settle(Team team, int64_t n, Entries<Real> entries, Window window, Real lowest, Threshold<Real>& t) {
   const double aim = window.least + (window.most - window.least) / 2;
   Bracket<Real> shift = {-t.anchor, t.anchor - lowest};
   bool feasible = false;
@@ -136,8 +127,10 @@ SPARRING_FN bool settle(Team team, int64_t n, Each entries, Window window, Real 
   return false;
 }
 
-template <class Team, class Each, class Real>
-SPARRING_FN Threshold<Real> search(Team team, int64_t n, Each entries, Start<Real> start, Real largest, Window window) {
+/// The threshold at which what is kept sums to within the window; `start` keeps more.
+template <class Team, class Real>
+SPARRING_FN Threshold<Real> find_threshold(Team team, int64_t n, Entries<Real> entries, Start<Real> start, Real largest,
+                                           Window window) {
   Threshold<Real> t = newton_in_bracket<false>(team, n, entries, window.most, start, largest);
   if (!settle(team, n, entries, window, start.t, t)) {
     // Where the mass is flat, or falls within one unit in the last place, the search has to be exact.
@@ -145,30 +138,6 @@ SPARRING_FN Threshold<Real> search(Team team, int64_t n, Each entries, Start<Rea
     settle(team, n, entries, window, start.t, t);
   }
   return t;
-}
-
-/// The threshold at which the row keeps a mass inside the window; `start` is for t = 0, where it keeps more.
-template <class Team, class Real>
-SPARRING_FN Threshold<Real> find_threshold(Team team, int64_t n, Entries<Real> entries, Start<Real> start, Real largest,
-                                           Window window) {
-  if constexpr (Team::copies) {
-    // Most entries end as 0. Those above a threshold that is probably too low are copied out; if they do keep too much there,
-    // the others keep nothing, and the rest of the search passes over a few numbers.
-    constexpr int64_t kCapacity = 8192;
-    Real sizes[kCapacity], rooms[kCapacity];
-    const Real low = Real(0.85 * start.step(window.most));
-    const int64_t few =
-        n >= Team::kWorthCopying && low > 0 && low < largest ? team.copy_above(n, entries, low, kCapacity, sizes, rooms) : -1;
-    if (few > 0) {
-      const Survivors<Real> survivors = {sizes, rooms};
-      const auto kept = team.sum2(few, [=](int64_t i) {
-        const Real over = survivors.size(i) - low, here = larger(smaller(over, survivors.room(i)), Real(0));
-        return Pair<double>{double(here), here == over ? 1.0 : 0.0};
-      });
-      if (kept.first > window.most) return search(team, few, survivors, Start<Real>{low, kept.first, kept.second}, largest, window);
-    }
-  }
-  return search(team, n, entries, start, largest, window);
 }
 
 }  // namespace sparring::SPARRING_ISA_NAMESPACE

@@ -32,6 +32,37 @@ struct ProjectL1Box {
 
 namespace SPARRING_ISA_NAMESPACE {
 
+template <class Real>
+SPARRING_FN Real kept_of(Real x, Real d, Box<Real> box, Threshold<Real> t) {
+  const Real v = t.kept(magnitude(d), box.room_inside(x, d));
+  return d < 0 ? Real(0) - v : v;
+}
+
+/// Most entries end as 0. Copies out those above a threshold that is probably too low; if they do keep too much there, the others
+/// keep nothing, and all that is left to do passes over a few numbers. Returns false, and writes nothing, where that does not hold.
+template <class Team, class Real>
+SPARRING_FN bool project_few(Team team, int64_t n, Entries<Real> entries, Start<Real> start, Real largest, Window window,
+                             Real* out) {
+  constexpr int64_t capacity = 8192;
+  Real x[capacity], delta[capacity];
+  int32_t index[capacity];
+  const Real low = Real(0.85 * start.step(window.most));
+  if (!(low > 0 && low < largest)) return false;
+  const int64_t few = team.copy_above(n, entries.x, entries.delta, low, capacity, x, delta, index);
+  if (few <= 0) return false;
+  const Entries<Real> copied = {x, delta, entries.box};
+  const auto kept = team.sum2(few, [=](int64_t i) {
+    const Real over = copied.size(i) - low, here = larger(smaller(over, copied.room(i)), Real(0));
+    return Pair<double>{double(here), here == over ? 1.0 : 0.0};
+  });
+  if (!(kept.first > window.most)) return false;
+  const auto t = find_threshold(team, few, copied, Start<Real>{low, kept.first, kept.second}, largest, window);
+  team.each(n, [=](int64_t i) { out[i] = 0; });
+  const int32_t* const to = index;
+  team.each(few, [=](int64_t i) { out[to[i]] = kept_of(copied.x[i], copied.delta[i], copied.box, t); });
+  return true;
+}
+
 /// One row. Returns false, and writes NaN, if x or delta has an entry that is not finite. first(i) is called once for every entry,
 /// before delta[i] is read, and returns it.
 template <class Team, class Real, class First>
@@ -57,12 +88,11 @@ SPARRING_FN bool project_l1_box(Team team, int64_t n, const Real* x, First first
   if (eps <= 0) {
     t.anchor = Real(whole.largest);
   } else if (start.mass > most) {
+    if constexpr (Team::copies)
+      if (team.worth_copying(n) && project_few(team, n, entries, start, Real(whole.largest), window, out)) return true;
     t = find_threshold(team, n, entries, start, Real(whole.largest), window);
   }
-  team.each(n, [=](int64_t i) {
-    const Real d = delta[i], v = t.kept(magnitude(d), box.room_inside(x[i], d));
-    out[i] = d < 0 ? Real(0) - v : v;
-  });
+  team.each(n, [=](int64_t i) { out[i] = kept_of(x[i], delta[i], box, t); });
   return true;
 }
 

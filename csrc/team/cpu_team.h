@@ -13,37 +13,8 @@
 
 namespace sparring::SPARRING_ISA_NAMESPACE {
 
-/// Appends the pairs (a, b) of `n` with a > least to (to_a, to_b), which have room for n; returns how many.
-template <class Real>
-SPARRING_FN int64_t append_above(int64_t n, const Real* a, const Real* b, Real least, Real* to_a, Real* to_b) {
-  int64_t count = 0, i = 0;
-#if defined(__AVX512F__)
-  if constexpr (sizeof(Real) == 4) {
-    for (; i + 16 <= n; i += 16) {
-      const __m512 va = _mm512_loadu_ps(a + i), vb = _mm512_loadu_ps(b + i);
-      const __mmask16 chosen = _mm512_cmp_ps_mask(va, _mm512_set1_ps(least), _CMP_GT_OQ);
-      _mm512_storeu_ps(to_a + count, _mm512_maskz_compress_ps(chosen, va));
-      _mm512_storeu_ps(to_b + count, _mm512_maskz_compress_ps(chosen, vb));
-      count += __builtin_popcount(chosen);
-    }
-  }
-#endif
-  for (; i < n; ++i) {
-    to_a[count] = a[i];
-    to_b[count] = b[i];
-    count += a[i] > least ? 1 : 0;
-  }
-  return count;
-}
-
 struct CpuTeam {
-  // From this length on, copying a few entries out of a row (copy_above) costs less than passing over the row again.
   static constexpr bool copies = true;
-#if defined(__AVX512F__)
-  static constexpr int64_t kWorthCopying = 256;
-#else
-  static constexpr int64_t kWorthCopying = 16384;
-#endif
 
   // Sums run in blocks: within one in the functor's own type, over all of them in double.
   static constexpr int64_t kBlock = 4096;
@@ -136,20 +107,45 @@ struct CpuTeam {
     return largest;
   }
 
-  /// Copies size and room of the entries larger than `least`; returns how many, or -1 if there are more than fit.
-  template <class Each, class Real>
-  SPARRING_FN int64_t copy_above(int64_t n, Each entries, Real least, int64_t capacity, Real* sizes, Real* rooms) const {
+  /// Whether copying a few entries out of a row (copy_above) costs less than passing over all of it again.
+  SPARRING_FN bool worth_copying(int64_t n) const {
+#if defined(__AVX512F__)
+    return n >= 256 && n <= INT32_MAX;
+#else
+    return n >= 16384 && n <= INT32_MAX;
+#endif
+  }
+
+  /// Copies the entries with |b| > least, and where they stand; returns how many, or -1 if there are more than fit.
+  template <class Real>
+  SPARRING_FN int64_t copy_above(int64_t n, const Real* a, const Real* b, Real least, int64_t capacity, Real* to_a, Real* to_b,
+                                 int32_t* index) const {
     constexpr int64_t block = 512;
-    Real block_sizes[block], block_rooms[block];
     int64_t count = 0;
     for (int64_t begin = 0; begin < n; begin += block) {
-      const int64_t here = begin + block < n ? block : n - begin;
-      if (count + here > capacity) return -1;
-      each(here, [&, begin](int64_t i) {
-        block_sizes[i] = entries.size(begin + i);
-        block_rooms[i] = entries.room(begin + i);
-      });
-      count += append_above(here, block_sizes, block_rooms, least, sizes + count, rooms + count);
+      const int64_t end = begin + block < n ? begin + block : n;
+      int64_t i = begin;
+      if (count + (end - begin) > capacity) return -1;
+#if defined(__AVX512F__)
+      if constexpr (sizeof(Real) == 4) {
+        const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        for (; i + 16 <= end; i += 16) {
+          const __m512 va = _mm512_loadu_ps(a + i), vb = _mm512_loadu_ps(b + i);
+          const __mmask16 chosen = _mm512_cmp_ps_mask(_mm512_abs_ps(vb), _mm512_set1_ps(least), _CMP_GT_OQ);
+          const __m512i here = _mm512_add_epi32(lanes, _mm512_set1_epi32(int(i)));
+          _mm512_storeu_ps(to_a + count, _mm512_maskz_compress_ps(chosen, va));
+          _mm512_storeu_ps(to_b + count, _mm512_maskz_compress_ps(chosen, vb));
+          _mm512_storeu_si512(index + count, _mm512_maskz_compress_epi32(chosen, here));
+          count += __builtin_popcount(chosen);
+        }
+      }
+#endif
+      for (; i < end; ++i) {
+        to_a[count] = a[i];
+        to_b[count] = b[i];
+        index[count] = int32_t(i);
+        count += magnitude(b[i]) > least ? 1 : 0;
+      }
     }
     return count;
   }
