@@ -149,6 +149,8 @@ def output_rows(tensor: Tensor, name: str, n: int) -> Rows:
 
 def writable(array: Array, name: str) -> Tensor:
     """`array` as a tensor through which the caller's own memory is written."""
+    if isinstance(array, Tensor):
+        return as_tensor(array, name)
     if isinstance(array, np.ndarray) and (not array.flags.writeable or min(array.strides, default=0) < 0):
         raise ValueError(f"{name} is written in place, so it must be writable and have positive strides")
     if type(array).__module__.partition(".")[0] in ("jax", "jaxlib"):

@@ -214,7 +214,7 @@ def l1_step(
         return _registered().l1_step(d, g, points, radius_, length_, counts, lo, hi, check_finite)
     place = bridge.place_of(d, "delta")
     radius = bridge.per_row(eps, "eps", d, "numbers >= 0", _not_negative)
-    length = bridge.per_row(step_size, "step_size", d, "finite numbers >= 0", lambda s: (s >= 0) & (s < math.inf))
+    length = bridge.per_row(step_size, "step_size", d, "finite numbers >= 0", _finite_not_negative)
     count = _coordinates(k, d)
     lo, hi = bridge.bounds_of(bounds)
     rows, n = bridge.shape_of(d)
@@ -254,25 +254,39 @@ def l1_step(
 
 
 def _number(value: Any, name: str, accepted: str, valid: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, (int, float))):
         raise TypeError(f"{name} must be a number, not {type(value).__name__}")
     if not valid(value):
         raise ValueError(f"{name} is {value}; accepted: {accepted}")
     return float(value)
 
 
+def _is_share(value: float) -> bool:
+    return 0 <= value < 1
+
+
+def _is_positive(value: float) -> bool:
+    return value > 0
+
+
+def _finite_not_negative(value: Any) -> Any:
+    return (value >= 0) & (value < math.inf)
+
+
 def _moments(exp_avg: Array | None, exp_avg_sq: Array | None, image: Tensor, n: int) -> list[bridge.Rows]:
     if (exp_avg is None) != (exp_avg_sq is None):
         raise ValueError("exp_avg and exp_avg_sq go together: pass both (an Adam step) or neither (a plain one)")
-    rows = []
-    for name, moment in (("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
-        if moment is not None:
-            tensor = bridge.writable(moment, name)
-            bridge.check_like(tensor, name, image, "image")
-            if not tensor.is_contiguous():
-                raise ValueError(f"{name} is written in place, so it must be contiguous")
-            rows.append(bridge.output_rows(tensor, name, n))
-    return rows
+    if exp_avg is None or exp_avg_sq is None:
+        return []
+    return [_moment(exp_avg, "exp_avg", image, n), _moment(exp_avg_sq, "exp_avg_sq", image, n)]
+
+
+def _moment(array: Array, name: str, image: Tensor, n: int) -> bridge.Rows:
+    tensor = bridge.writable(array, name)
+    bridge.check_like(tensor, name, image, "image")
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} is written in place, so it must be contiguous")
+    return bridge.output_rows(tensor, name, n)
 
 
 def _bools(array: Array, name: str, image: Tensor, shapes: tuple[torch.Size, ...]) -> Tensor:
@@ -359,14 +373,15 @@ def recovery_step(
     place = bridge.place_of(pixels, "image")
     if penalty not in ("subgradient", "prox"):
         raise ValueError(f"penalty is {penalty!r}; accepted: 'subgradient', 'prox'")
-    rate = bridge.per_row(lr, "lr", pixels, "finite numbers >= 0", lambda v: (v >= 0) & (v < math.inf))
-    weight = bridge.per_row(lam, "lam", pixels, "finite numbers >= 0", lambda v: (v >= 0) & (v < math.inf))
+    rate = bridge.per_row(lr, "lr", pixels, "finite numbers >= 0", _finite_not_negative)
+    weight = bridge.per_row(lam, "lam", pixels, "finite numbers >= 0", _finite_not_negative)
     if isinstance(step, bool) or not isinstance(step, int) or step < 1:
         raise ValueError(f"step is {step!r}; accepted: integers >= 1")
-    beta1, beta2 = (_number(beta, "betas", "two numbers in [0, 1)", lambda v: 0 <= v < 1) for beta in betas)
-    adam_eps = _number(adam_eps, "adam_eps", "numbers > 0", lambda v: v > 0)
+    beta1 = _number(betas[0], "betas", "two numbers in [0, 1)", _is_share)
+    beta2 = _number(betas[1], "betas", "two numbers in [0, 1)", _is_share)
+    adam_eps = _number(adam_eps, "adam_eps", "numbers > 0", _is_positive)
     black = _number(black, "black", "finite numbers", math.isfinite)
-    floor = _number(floor, "floor", "numbers >= 0", lambda v: v >= 0)
+    floor = _number(floor, "floor", "numbers >= 0", _not_negative)
     lo, hi = bridge.bounds_of(bounds)
     rows, n = bridge.shape_of(pixels)
     rows_image, rows_g = bridge.output_rows(pixels, "image", n), bridge.input_rows(g, n)
