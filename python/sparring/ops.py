@@ -14,14 +14,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sparring import _arguments as arguments
 from sparring import _bridge as bridge
 from sparring._bridge import Array
 
 __all__ = ["l1_step", "project_l1_box", "recovery_step"]
-
-
-def _not_negative(value: Any) -> Any:
-    return value >= 0
 
 
 def _out_rows(out: Array | None, batch: Tensor, n: int, name: str, inputs: dict[str, bridge.Rows]) -> bridge.Rows:
@@ -93,7 +90,7 @@ def project_l1_box(
     bridge.check_batch(d, "delta")
     bridge.check_like(points, "x", d, "delta")
     place = bridge.place_of(d, "delta")
-    radius = bridge.per_row(eps, "eps", d, "numbers >= 0", _not_negative)
+    radius = bridge.per_row(eps, "eps", d, "numbers >= 0", arguments.not_negative)
     lo, hi = bridge.bounds_of(bounds)
     rows, n = bridge.shape_of(d)
     rows_d, rows_x = bridge.input_rows(d, n), bridge.input_rows(points, n)
@@ -137,24 +134,6 @@ def _refuse_out(out: Array | None) -> None:
         raise ValueError(
             "out cannot be combined with arguments that require grad, nor with torch.compile; pass out=None"
         )
-
-
-def _coordinates(k: Any, batch: Tensor) -> bridge.PerRow:
-    """k as counts: integers >= 1, or fractions of D."""
-    if type(k) is int and k >= 1:
-        return bridge.PerRow(None, 0, k)
-    n = bridge.shape_of(batch)[1]
-    is_array = not isinstance(k, (int, float))
-    k_array = bridge.as_tensor(k, "k") if is_array and hasattr(k, "__dlpack__") else None
-    if isinstance(k, float) or (k_array is not None and k_array.dtype.is_floating_point):
-        share = bridge.per_row(
-            k, "k", batch, "integers >= 1, or fractions of D in (0, 1]", lambda f: (f > 0) & (f <= 1)
-        )
-        if share.tensor is None:
-            return bridge.PerRow(None, 0, max(1, round(share.value * n)))
-        counts = (share.tensor * n).round().clamp(min=1).to(torch.int64)
-        return bridge.PerRow(counts, counts.data_ptr(), 0)
-    return bridge.per_row(k, "k", batch, "integers >= 1, or fractions of D in (0, 1]", lambda c: c >= 1, torch.int64)
 
 
 def l1_step(
@@ -213,9 +192,9 @@ def l1_step(
         radius_, length_ = _number_tensor(eps, d), _number_tensor(step_size, d)
         return _registered().l1_step(d, g, points, radius_, length_, counts, lo, hi, check_finite)
     place = bridge.place_of(d, "delta")
-    radius = bridge.per_row(eps, "eps", d, "numbers >= 0", _not_negative)
-    length = bridge.per_row(step_size, "step_size", d, "finite numbers >= 0", _finite_not_negative)
-    count = _coordinates(k, d)
+    radius = bridge.per_row(eps, "eps", d, "numbers >= 0", arguments.not_negative)
+    length = bridge.per_row(step_size, "step_size", d, "finite numbers >= 0", arguments.finite_not_negative)
+    count = arguments.coordinates(k, d)
     lo, hi = bridge.bounds_of(bounds)
     rows, n = bridge.shape_of(d)
     rows_d, rows_g, rows_x = bridge.input_rows(d, n), bridge.input_rows(g, n), bridge.input_rows(points, n)
@@ -251,54 +230,6 @@ def l1_step(
     if check_finite:
         bridge.raise_if_not_finite(bad, status, {"delta": d, "grad": g, "x": points})
     return bridge.like(target.tensor, delta) if out is None else out
-
-
-def _number(value: Any, name: str, accepted: str, valid: Any) -> float:
-    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, (int, float))):
-        raise TypeError(f"{name} must be a number, not {type(value).__name__}")
-    if not valid(value):
-        raise ValueError(f"{name} is {value}; accepted: {accepted}")
-    return float(value)
-
-
-def _is_share(value: float) -> bool:
-    return 0 <= value < 1
-
-
-def _is_positive(value: float) -> bool:
-    return value > 0
-
-
-def _finite_not_negative(value: Any) -> Any:
-    return (value >= 0) & (value < math.inf)
-
-
-def _moments(exp_avg: Array | None, exp_avg_sq: Array | None, image: Tensor, n: int) -> list[bridge.Rows]:
-    if (exp_avg is None) != (exp_avg_sq is None):
-        raise ValueError("exp_avg and exp_avg_sq go together: pass both (an Adam step) or neither (a plain one)")
-    if exp_avg is None or exp_avg_sq is None:
-        return []
-    return [_moment(exp_avg, "exp_avg", image, n), _moment(exp_avg_sq, "exp_avg_sq", image, n)]
-
-
-def _moment(array: Array, name: str, image: Tensor, n: int) -> bridge.Rows:
-    tensor = bridge.writable(array, name)
-    bridge.check_like(tensor, name, image, "image")
-    if not tensor.is_contiguous():
-        raise ValueError(f"{name} is written in place, so it must be contiguous")
-    return bridge.output_rows(tensor, name, n)
-
-
-def _bools(array: Array, name: str, image: Tensor, shapes: tuple[torch.Size, ...]) -> Tensor:
-    tensor = bridge.as_tensor(array, name)
-    if tensor.dtype is not torch.bool:
-        raise TypeError(f"{name} must be bool, not {str(tensor.dtype).removeprefix('torch.')}")
-    if tensor.shape not in shapes:
-        accepted = " or ".join(str(tuple(shape)) for shape in shapes)
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; accepted: {accepted}")
-    if tensor.device != image.device:
-        raise ValueError(f"{name} is on device '{tensor.device}', but image on '{image.device}'; nothing is moved")
-    return tensor.contiguous()
 
 
 def recovery_step(
@@ -373,24 +304,24 @@ def recovery_step(
     place = bridge.place_of(pixels, "image")
     if penalty not in ("subgradient", "prox"):
         raise ValueError(f"penalty is {penalty!r}; accepted: 'subgradient', 'prox'")
-    rate = bridge.per_row(lr, "lr", pixels, "finite numbers >= 0", _finite_not_negative)
-    weight = bridge.per_row(lam, "lam", pixels, "finite numbers >= 0", _finite_not_negative)
+    rate = bridge.per_row(lr, "lr", pixels, "finite numbers >= 0", arguments.finite_not_negative)
+    weight = bridge.per_row(lam, "lam", pixels, "finite numbers >= 0", arguments.finite_not_negative)
     if isinstance(step, bool) or not isinstance(step, int) or step < 1:
         raise ValueError(f"step is {step!r}; accepted: integers >= 1")
-    beta1 = _number(betas[0], "betas", "two numbers in [0, 1)", _is_share)
-    beta2 = _number(betas[1], "betas", "two numbers in [0, 1)", _is_share)
-    adam_eps = _number(adam_eps, "adam_eps", "numbers > 0", _is_positive)
-    black = _number(black, "black", "finite numbers", math.isfinite)
-    floor = _number(floor, "floor", "numbers >= 0", _not_negative)
+    beta1 = arguments.number(betas[0], "betas", "two numbers in [0, 1)", arguments.is_share)
+    beta2 = arguments.number(betas[1], "betas", "two numbers in [0, 1)", arguments.is_share)
+    adam_eps = arguments.number(adam_eps, "adam_eps", "numbers > 0", arguments.is_positive)
+    black = arguments.number(black, "black", "finite numbers", math.isfinite)
+    floor = arguments.number(floor, "floor", "numbers >= 0", arguments.not_negative)
     lo, hi = bridge.bounds_of(bounds)
     rows, n = bridge.shape_of(pixels)
     rows_image, rows_g = bridge.output_rows(pixels, "image", n), bridge.input_rows(g, n)
-    moments = _moments(exp_avg, exp_avg_sq, pixels, n)
+    moments = arguments.moments(exp_avg, exp_avg_sq, pixels, n)
     for name, other in (("grad", rows_g), *zip(("exp_avg", "exp_avg_sq"), moments, strict=False)):
         if other.address == rows_image.address and pixels.numel() > 0:
             raise ValueError(f"image shares memory with {name}; it is written in place, so they must differ")
-    held = None if mask is None else _bools(mask, "mask", pixels, (pixels.shape, pixels.shape[1:]))
-    done = None if frozen is None else _bools(frozen, "frozen", pixels, (pixels.shape[:1],))
+    held = None if mask is None else arguments.bools(mask, "mask", pixels, (pixels.shape, pixels.shape[1:]))
+    done = None if frozen is None else arguments.bools(frozen, "frozen", pixels, (pixels.shape[:1],))
     status = bridge.status_for(place, pixels, check_finite)
     bad = bridge.native.recovery_step(
         pixels.dtype is torch.float64,
