@@ -112,7 +112,7 @@ def test_killed_and_resumed_run_equals_the_whole_one(whole: Path, tmp_path: Path
         process = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL)
         _wait_for_records(path, records, process)
         process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        assert process.wait(timeout=60) == -signal.SIGKILL
         arguments = ["retrain", "--resume", "--runs-dir", str(tmp_path), "--name", "killed"]
     subprocess.run(command(*arguments), check=True, stdout=subprocess.DEVNULL)
     assert (path / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
@@ -128,7 +128,7 @@ def test_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
     process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, text=True)
     _wait_for_records(tmp_path / "stopped", 2, process)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate()
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert f"sparring retrain --resume --name stopped --runs-dir {tmp_path}" in output
     assert "Traceback" not in output

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -172,3 +173,23 @@ def test_latest_is_the_run_written_to_last(tmp_path: Path) -> None:
     with second:
         second.log(record(1))
     assert latest(tmp_path).path == second.path
+
+
+def test_interrupts_wait_until_a_record_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C amid TensorBoard's queue would leave its lock taken; here it comes at every number."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    add_scalar = SummaryWriter.add_scalar
+
+    def interrupted(*arguments: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        add_scalar(*arguments)
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    run = Run.create(tmp_path, "a", {})
+    with run, pytest.raises(KeyboardInterrupt):
+        run.log({**record(1), "10/loss": 0.25})
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert [set(line) for line in run.records()] == [{"kind", "generation", "epoch", "9/loss", "10/loss"}]
+    assert events(run) == {1: 0.5}

@@ -15,7 +15,10 @@ import json
 import os
 import re
 import shutil
+import signal
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -96,22 +99,24 @@ class Run:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for resource in (self._board, self._metrics, self._lock):
-            if resource is not None:
-                resource.close()
-        self._board = self._metrics = self._lock = None
+        with uninterrupted():
+            for resource in (self._board, self._metrics, self._lock):
+                if resource is not None:
+                    resource.close()
+            self._board = self._metrics = self._lock = None
 
     def log(self, record: Record) -> None:
         """Append a record to the log and to TensorBoard (numbers, at the step `record["epoch"]`)."""
         assert self._metrics is not None, "a run is written to inside `with run:`"
-        self._metrics.write(json.dumps(record) + "\n")
-        self._metrics.flush()
-        now = time.perf_counter()
-        with (self.path / "timings.jsonl").open("a") as timings:
-            place = {key: record[key] for key in ("kind", "generation", "epoch") if key in record}
-            timings.write(json.dumps({**place, "seconds": round(now - self._last, 3)}) + "\n")
-        self._last = now
-        self._to_board(record)
+        with uninterrupted():
+            self._metrics.write(json.dumps(record) + "\n")
+            self._metrics.flush()
+            now = time.perf_counter()
+            with (self.path / "timings.jsonl").open("a") as timings:
+                place = {key: record[key] for key in ("kind", "generation", "epoch") if key in record}
+                timings.write(json.dumps({**place, "seconds": round(now - self._last, 3)}) + "\n")
+            self._last = now
+            self._to_board(record)
 
     def records(self) -> list[Record]:
         """The log so far."""
@@ -167,10 +172,11 @@ class Run:
         history = self.records()
         # TensorBoard is told to drop the last record's step and what follows it; the records of that step go in again.
         step = history[-1]["epoch"] if history else 0
-        self._board = _board(self.path, purge_step=step)
-        for record in history:
-            if record["epoch"] == step:
-                self._to_board(record)
+        with uninterrupted():
+            self._board = _board(self.path, purge_step=step)
+            for record in history:
+                if record["epoch"] == step:
+                    self._to_board(record)
         return Checkpoint(tensors, state, history) if found is not None else None
 
     def _to_board(self, record: Record) -> None:
@@ -178,6 +184,26 @@ class Run:
         for name, value in record.items():
             if "/" in name and isinstance(value, (int, float)):
                 self._board.add_scalar(name, value, record["epoch"])
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back until the block ends.
+
+    An interrupt inside TensorBoard's queue leaves its lock taken, and closing it would then wait forever.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield  # signals do not come here
+        return
+    held: list[tuple[int, Any]] = []
+    signal.signal(signal.SIGINT, lambda *arguments: held.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if held:
+            handler(*held[0])
 
 
 def latest(runs_dir: str | Path) -> Run:
