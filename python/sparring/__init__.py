@@ -9,13 +9,26 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
+from sparring.gradients import InputGrad, input_grad, jacobian
 from sparring.ops import l1_step, project_l1_box, recovery_step
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "l1_step", "project_l1_box", "recovery_step"]
+__all__ = ["InputGrad", "__version__", "input_grad", "jacobian", "l1_step", "project_l1_box", "recovery_step"]
 
-_SUBMODULES = ("attacks", "data", "info", "library", "networks", "reference", "report", "runs", "training")
+_SUBMODULES = (
+    "attacks",
+    "data",
+    "gradients",
+    "info",
+    "library",
+    "losses",
+    "networks",
+    "reference",
+    "report",
+    "runs",
+    "training",
+)
 
 
 def __getattr__(name: str) -> ModuleType:
