@@ -206,12 +206,14 @@ def uninterrupted() -> Iterator[None]:
             handler(*held[0])
 
 
-def latest(runs_dir: str | Path) -> Run:
-    """The run in this folder that was written to last."""
+def latest(runs_dir: str | Path, having: str = "") -> Run:
+    """The run in this folder that was written to last; of those whose configuration has the key `having`, if given."""
     paths = [path.parent for path in Path(runs_dir).glob("*/config.json") if not path.parent.name.startswith(".")]
-    if not paths:
-        raise RunError(f"there is no run in {runs_dir}")
-    return Run.open(max(paths, key=_last_written))
+    for path in sorted(paths, key=_last_written, reverse=True):
+        run = Run.open(path)
+        if not having or having in run.config:
+            return run
+    raise RunError(f"there is no run in {runs_dir}")
 
 
 def _last_written(path: Path) -> float:

@@ -1,37 +1,23 @@
-"""The command `sparring`. What a command needs is imported when it runs, so that help comes at once."""
+"""The command `sparring retrain`."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import importlib.util
 import shlex
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-if TYPE_CHECKING:
-    from torch import nn
+from sparring.cli import _common as common
 
+if TYPE_CHECKING:
     from sparring.data import Dataset
     from sparring.runs import Run
-    from sparring.training import Progress
 
 RUN, DATA, ATTACK, TRAINING = "Run", "Data and network", "Attack", "Training"
-
-app = typer.Typer(
-    name="sparring",
-    help="Adversarial robustness: attack a network, train it, and see what it has learnt.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_show_locals=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -50,45 +36,6 @@ EXAMPLES = """
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command with these arguments, by default those of the process."""
-    app(args=None if arguments is None else list(arguments), prog_name="sparring")
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        from sparring import __version__
-
-        typer.echo(f"sparring {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None: ...
-
-
-@app.command()
-def info() -> None:
-    """Print versions, the instruction set in use, and whether CUDA can be used; if not, why."""
-    from sparring.info import render
-
-    typer.echo(render())
-
-
-@app.command()
-def report(run: Annotated[Path, typer.Argument(help="Folder of the run.", show_default=False)]) -> None:
-    """Write the report of a run again: RUN/report.html and RUN/figures."""
-    from sparring import report as reports
-    from sparring.runs import Run
-
-    with _users_errors():
-        typer.echo(reports.write(Run.open(run)))
-
-
 HELP = (
     "Attack a network with sparse images made from nothing, train it to recognise them, and again.\n\n"
     "Every generation makes images that the network takes for a class with high confidence, adds them to the training "
@@ -97,7 +44,6 @@ HELP = (
 )
 
 
-@app.command(help=HELP, epilog=EXAMPLES)
 def retrain(
     context: typer.Context,
     name: Annotated[
@@ -124,6 +70,9 @@ def retrain(
             rich_help_panel=RUN,
         ),
     ] = None,
+    device: Annotated[
+        str, typer.Option(help="Where to work, such as cpu or cuda; it has to be there.", rich_help_panel=RUN)
+    ] = "cpu",
     data: Annotated[str, typer.Option(metavar="digits|mnist", help="Real images.", rich_help_panel=DATA)] = "digits",
     data_dir: Annotated[
         Path | None,
@@ -210,10 +159,10 @@ def retrain(
 ) -> None:
     """See `HELP`."""
     console = Console()
-    given = _given(context)
+    given = common.given(context)
     try:
         if resume:
-            with _users_errors():
+            with common.users_errors():
                 run = _reopen(name, runs_dir, given)
         else:
             settings = {
@@ -223,22 +172,12 @@ def retrain(
                 "mask_fraction": mask_fraction, "optimizer": optimizer, "lr": lr, "batch_size": batch_size,
                 "real_images": real_images,
             }  # fmt: skip
-            with _users_errors():
-                run = _new_run(name, runs_dir, given, data, data_dir, model, preset, threads, settings)
+            with common.users_errors():
+                run = _new_run(name, runs_dir, given, data, data_dir, model, preset, threads, device, settings)
     except KeyboardInterrupt:
         console.print("Interrupted before the run began.")
         raise typer.Exit(130) from None
     _work(run, console)
-
-
-def _given(context: typer.Context) -> dict[str, Any]:
-    """The options that the user typed, by the option's name, in order."""
-    given = {}
-    for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name or "")
-        if source is not None and source.name == "COMMANDLINE":
-            given[parameter.opts[0]] = context.params[parameter.name or ""]
-    return given
 
 
 def _new_run(
@@ -250,6 +189,7 @@ def _new_run(
     model: str | None,
     preset: str | None,
     threads: int | None,
+    device: str,
     settings: dict[str, Any],
 ) -> Run:
     import torch
@@ -264,17 +204,16 @@ def _new_run(
         raise ValueError(f"--preset {preset}: there are {', '.join(PRESETS)}")
     model = model or ("mlp" if preset == "quick" else "cnn")
     config = PRESETS[preset].replace(**settings)
-    train, test = _data(data, data_dir)
+    train, test = _data(data, data_dir, device)
     try:  # what is wrong with the network is said before there is a run
-        new_network(_network(model), train, config)
+        new_network(common.network(model), train, config)
     except TypeError as error:
         raise ValueError(f"--model {model} cannot be made from the number of outputs: {error}") from error
-    again = {key: value for key, value in given.items() if key not in ("--name", "--runs-dir")}
     run = Run.create(
         runs_dir,
         name or data,
         {
-            "command": shlex.join(["sparring", "retrain", *(str(part) for pair in again.items() for part in pair)]),
+            "command": common.command("retrain", given),
             "data": {
                 "name": data,
                 "folder": None if data_dir is None else str(data_dir.resolve()),
@@ -283,10 +222,11 @@ def _new_run(
                 "training images": len(train),
                 "test images": len(test),
             },
-            "network": _located(model),
+            "network": common.located(model),
+            "device": device,
             "threads": threads or (torch.get_num_threads() if preset == "full-sparse" else 1),
             "retrain": asdict(config),
-            "versions": _versions(),
+            "versions": common.versions(),
         },
         numbered=name is None,
     )
@@ -295,12 +235,15 @@ def _new_run(
 
 
 def _reopen(name: str | None, runs_dir: Path, given: dict[str, Any]) -> Run:
-    from sparring.runs import Run, latest
+    from sparring.runs import Run, RunError, latest
 
     others = [option for option in given if option not in ("--resume", "--name", "--runs-dir")]
     if others:
         raise ValueError(f"--resume goes on with the run's own settings: leave out {', '.join(others)}")
-    return latest(runs_dir) if name is None else Run.open(runs_dir / name)
+    run = latest(runs_dir, having="retrain") if name is None else Run.open(runs_dir / name)
+    if "retrain" not in run.config:
+        raise RunError(f"{run.path} is not a run of `sparring retrain`: there is nothing to go on with")
+    return run
 
 
 def _work(run: Run, console: Console) -> None:
@@ -314,12 +257,14 @@ def _work(run: Run, console: Console) -> None:
     threads = torch.get_num_threads()
     try:
         with contextlib.ExitStack() as stack:
-            with _users_errors():
+            with common.users_errors():
                 config = RetrainConfig(**run.config["retrain"])
-                network = _network(run.config["network"]["name"])
-                if _located(run.config["network"]["name"]) != run.config["network"]:
+                network = common.network(run.config["network"]["name"])
+                if common.located(run.config["network"]["name"]) != run.config["network"]:
                     raise RunError(f"the file of {run.config['network']['name']} has changed since the run began")
-                train, test = _data(run.config["data"]["name"], run.config["data"]["folder"])
+                train, test = _data(
+                    run.config["data"]["name"], run.config["data"]["folder"], run.config.get("device", "cpu")
+                )
                 stack.enter_context(run)
             torch.set_num_threads(run.config["threads"])
             console.print(f"Run [bold]{run.path}[/bold]: {run.config['network']['name']} on {train.name}")
@@ -329,7 +274,7 @@ def _work(run: Run, console: Console) -> None:
                 network,
                 config,
                 run=run,
-                on_progress=stack.enter_context(_progress_bar(console)),
+                on_progress=stack.enter_context(common.progress_bar(console)),
                 on_record=lambda record: _print(record, console),
             )
         page = reports.write(run)
@@ -362,86 +307,11 @@ def _line(record: dict[str, Any]) -> str:
     return line + (f"  caught: {', '.join(shares)}" if shares else "")
 
 
-@contextlib.contextmanager
-def _progress_bar(console: Console) -> Iterator[Callable[[Progress], None]]:
-    """A bar at the foot of a terminal; elsewhere nothing, the records say enough."""
-    from rich import progress
-
-    columns = (progress.BarColumn(), progress.TaskProgressColumn(), progress.TimeElapsedColumn())
-    text = progress.TextColumn("{task.description}")
-    with progress.Progress(*columns, text, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("starting", total=None)
-        yield lambda now: bar.update(task, completed=now.done, total=now.total, description=now.doing)
-
-
-def _data(name: str, folder: str | Path | None) -> tuple[Dataset, Dataset]:
-    from sparring.data import load
-
-    return load(name, folder, "train"), load(name, folder, "test")
-
-
-def _network(model: str) -> str | Callable[[int], nn.Module]:
-    """A name that `sparring.networks` knows, or the class that `file.py:Class` names."""
-    from sparring.networks import NETWORKS
-
-    path, colon, attribute = model.rpartition(":")
-    if not colon:
-        if model not in NETWORKS:
-            raise ValueError(f"--model {model}: give one of {', '.join(NETWORKS)}, or FILE:CLASS")
-        return model
-    if not Path(path).is_file():
-        raise ValueError(f"--model {model}: there is no file {path}")
-    spec = importlib.util.spec_from_file_location(f"sparring_user_{Path(path).stem}", path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"--model {model}: {path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    make = getattr(module, attribute, None)
-    if not callable(make):
-        raise ValueError(f"--model {model}: {path} has no class or function {attribute}")
-    return cast("Callable[[int], nn.Module]", make)
-
-
-def _located(model: str) -> dict[str, str]:
-    """Where the network comes from, so that it can be found again from any folder, and a change of the file noticed."""
-    path, colon, attribute = model.rpartition(":")
-    if not colon:
-        return {"name": model}
-    return {"name": f"{Path(path).resolve()}:{attribute}", "sha256": _digest(path)}
-
-
-def _digest(path: str | Path) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+def _data(name: str, folder: str | Path | None, device: str) -> tuple[Dataset, Dataset]:
+    where = common.device(device)
+    return common.data_set(name, folder, "train").to(where), common.data_set(name, folder, "test").to(where)
 
 
 def _count_or_share(value: float | None) -> int | float | None:
     """1 or more is a count, less a share."""
     return int(value) if value is not None and value >= 1 and value == int(value) else value
-
-
-def _versions() -> dict[str, str]:
-    import platform
-
-    import numpy as np
-    import torch
-
-    from sparring import __version__
-
-    return {
-        "python": platform.python_version(),
-        "sparring": __version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-    }
-
-
-@contextlib.contextmanager
-def _users_errors() -> Iterator[None]:
-    """What is wrong with what the user gave is said in a line, without a traceback; the exit status is 2."""
-    from sparring.runs import RunError
-
-    try:
-        yield
-    except (ValueError, OSError, RunError) as error:
-        typer.secho(f"Error: {error}", fg="red", err=True)
-        raise typer.Exit(2) from None

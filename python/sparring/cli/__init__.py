@@ -1,0 +1,64 @@
+"""The command `sparring`. What a command needs is imported when it runs, so that help comes at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparring.cli import retraining
+from sparring.cli._common import users_errors
+
+app = typer.Typer(
+    name="sparring",
+    help="Adversarial robustness: attack a network, train it, and see what it has learnt.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command with these arguments, by default those of the process."""
+    app(args=None if arguments is None else list(arguments), prog_name="sparring")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from sparring import __version__
+
+        typer.echo(f"sparring {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None: ...
+
+
+@app.command()
+def info() -> None:
+    """Print versions, the instruction set in use, and whether CUDA can be used; if not, why."""
+    from sparring.info import render
+
+    typer.echo(render())
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="Folder of the run.", show_default=False)]) -> None:
+    """Write the report of a run again: RUN/report.html and RUN/figures."""
+    from sparring import report as reports
+    from sparring.runs import Run
+
+    with users_errors():
+        typer.echo(reports.write(Run.open(run)))
+
+
+app.command(help=retraining.HELP, epilog=retraining.EXAMPLES)(retraining.retrain)

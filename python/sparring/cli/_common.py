@@ -1,0 +1,143 @@
+"""What several commands need: data and networks that the user names, their mistakes, a progress bar."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    import torch
+
+    from sparring.data import Dataset
+
+
+class Progress(Protocol):
+    """How far something is."""
+
+    @property
+    def done(self) -> float: ...
+    @property
+    def total(self) -> float: ...
+    @property
+    def doing(self) -> str: ...
+
+
+@contextlib.contextmanager
+def progress_bar(console: Console) -> Iterator[Callable[[Progress], None]]:
+    """A bar at the foot of a terminal; elsewhere nothing, the records say enough."""
+    from rich import progress
+
+    columns = (progress.BarColumn(), progress.TaskProgressColumn(), progress.TimeElapsedColumn())
+    text = progress.TextColumn("{task.description}")
+    with progress.Progress(*columns, text, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("starting", total=None)
+        yield lambda now: bar.update(task, completed=now.done, total=now.total, description=now.doing)
+
+
+def given(context: typer.Context) -> dict[str, Any]:
+    """The options that the user typed, by the option's name, in order."""
+    found = {}
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            found[parameter.opts[0]] = context.params[parameter.name or ""]
+    return found
+
+
+def command(name: str, given: dict[str, Any]) -> str:
+    """The command line that does the same again, in a run of its own."""
+    parts = ["sparring", name]
+    for option, value in given.items():
+        if option not in ("--name", "--runs-dir"):
+            parts += [option] * option.startswith("-") + [str(value)] * (value is not True)
+    return shlex.join(parts)
+
+
+def data_set(name: str, folder: str | Path | None, split: Literal["train", "test"]) -> Dataset:
+    from sparring.data import load
+
+    return load(name, folder, split)
+
+
+def network(source: str, option: str = "--model") -> str | Callable[..., Any]:
+    """A name that `sparring.networks` knows, or the class that `file.py:Class` names."""
+    from sparring.networks import NETWORKS
+
+    path, colon, attribute = source.rpartition(":")
+    if not colon:
+        if source not in NETWORKS:
+            raise ValueError(f"{option} {source}: give one of {', '.join(NETWORKS)}, or FILE:CLASS")
+        return source
+    if not Path(path).is_file():
+        raise ValueError(f"{option} {source}: there is no file {path}")
+    spec = importlib.util.spec_from_file_location(f"sparring_user_{Path(path).stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{option} {source}: {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    make = getattr(module, attribute, None)
+    if not callable(make):
+        raise ValueError(f"{option} {source}: {path} has no class or function {attribute}")
+    return cast("Callable[..., Any]", make)
+
+
+def located(source: str) -> dict[str, str]:
+    """Where the network comes from, so that it can be found again from any folder, and a change of the file noticed."""
+    path, colon, attribute = source.rpartition(":")
+    if not colon:
+        return {"name": source}
+    return {"name": f"{Path(path).resolve()}:{attribute}", "sha256": digest(path)}
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file's content."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def device(name: str) -> torch.device:
+    """The device of that name, tried out."""
+    import torch
+
+    try:
+        wanted = torch.device(name)
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts that it has it
+        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return wanted
+
+
+def versions() -> dict[str, str]:
+    """What a run's configuration says of the software."""
+    import platform
+
+    import numpy as np
+    import torch
+
+    from sparring import __version__
+
+    return {
+        "python": platform.python_version(),
+        "sparring": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+@contextlib.contextmanager
+def users_errors() -> Iterator[None]:
+    """What is wrong with what the user gave is said in a line, without a traceback; the exit status is 2."""
+    from sparring.runs import RunError
+
+    try:
+        yield
+    except (ValueError, OSError, RunError) as error:
+        typer.secho(f"Error: {error}", fg="red", err=True)
+        raise typer.Exit(2) from None
