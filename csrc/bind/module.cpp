@@ -74,4 +74,5 @@ PYBIND11_MODULE(_core, m) {
   m.def("supported_isas", &supported_isas);
   m.def("isa", [] { return std::string(sparring::name(sparring::active_isa())); });
   sparring::bind_ops(m);
+  sparring::bind_gradients(m);
 }

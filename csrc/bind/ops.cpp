@@ -2,50 +2,24 @@
 
 #include <cstdint>
 #include <limits>
-#include <stdexcept>
 
-#include "core/dispatch.h"
+#include "bind/place.h"
 
 namespace py = pybind11;
 
 namespace sparring {
 namespace {
 
-using Address = std::uintptr_t;
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);  // NOLINT(performance-no-int-to-ptr): the caller owns the memory
-}
-
-/// Where an op runs: device -1 is the CPU with so many threads, any other a CUDA device and a stream of it.
-struct Place {
-  int device;
-  Address stream;
-  int threads;
-};
-
 constexpr std::int64_t kNoRow = std::numeric_limits<std::int64_t>::max();
 
-/// Runs an op without the interpreter's lock. Returns the lowest row with NaN or inf, kNoRow if there is none; for CUDA, kNoRow:
-/// there the row is written to bad_row, if that is not null, when the stream gets so far.
+/// Runs an op. Returns the lowest row with NaN or inf, kNoRow if there is none; for CUDA, kNoRow: there the row is written to
+/// bad_row, if that is not null, when the stream gets so far.
 template <class Args>
 std::int64_t run(Args args, Place place, Address bad_row) {
-  const py::gil_scoped_release unlocked;
-  if (place.device < 0) {
-    std::int64_t lowest = kNoRow;
-    args.bad_row = &lowest;
-    launch_cpu(args, place.threads);
-    return lowest;
-  }
-#if defined(SPARRING_WITH_CUDA)
-  args.bad_row = at<std::int64_t>(bad_row);
-  launch_cuda(args, place.device, at<void>(place.stream));
-  return kNoRow;
-#else
-  (void)bad_row;
-  throw std::runtime_error("this build of sparring has no CUDA kernels");
-#endif
+  std::int64_t lowest = kNoRow;
+  args.bad_row = place.device < 0 ? &lowest : at<std::int64_t>(bad_row);
+  launch(args, place);
+  return lowest;
 }
 
 template <class Real>
@@ -112,14 +86,6 @@ std::int64_t recovery_step(Place place, std::int64_t rows, std::int64_t n, Addre
                           Real(floor),
                           nullptr};
   return run(args, place, bad_row);
-}
-
-/// Defines `name` for float32 and float64, chosen by the first argument; then device, stream and threads; then the op's own.
-template <class... Args>
-void define(py::module_& m, const char* name, std::int64_t (*in_float)(Place, Args...), std::int64_t (*in_double)(Place, Args...)) {
-  m.def(name, [=](bool is_double, int device, Address stream, int threads, Args... args) {
-    return (is_double ? in_double : in_float)(Place{device, stream, threads}, args...);
-  });
 }
 
 }  // namespace

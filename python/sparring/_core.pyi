@@ -1,4 +1,5 @@
-# The compiled module. Addresses are integers, 0 is the null pointer. Nothing is checked here: use sparring.ops.
+# The compiled module. Addresses are integers, 0 is the null pointer. Nothing is checked here: use sparring.ops and
+# sparring.gradients.kernels.
 
 NO_ROW: int
 
@@ -86,3 +87,37 @@ def recovery_step(
     bad_row: int,
     /,
 ) -> int: ...
+def bias_activation(
+    is_double: bool,
+    device: int,
+    stream: int,
+    threads: int,
+    rows: int,
+    n: int,
+    z: int,
+    z_stride: int,
+    bias: int,
+    bias_stride: int,
+    rows_per_bias: int,
+    kind: int,
+    slope: float,
+    out: int,
+    out_stride: int,
+    /,
+) -> None: ...
+def activation_backward(
+    is_double: bool,
+    device: int,
+    stream: int,
+    threads: int,
+    rows: int,
+    n: int,
+    grad: int,
+    grad_stride: int,
+    output: int,
+    output_stride: int,
+    rows_per_output: int,
+    kind: int,
+    slope: float,
+    /,
+) -> None: ...

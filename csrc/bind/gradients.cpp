@@ -1,0 +1,91 @@
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "bind/ops.h"
+#include "bind/place.h"
+
+namespace py = pybind11;
+
+namespace sparring {
+namespace {
+
+template <class Real>
+void bias_activation(Place place, std::int64_t rows, std::int64_t n, Address z, std::int64_t z_stride, Address bias,
+                     std::int64_t bias_stride, std::int64_t rows_per_bias, int kind, double slope, Address out,
+                     std::int64_t out_stride) {
+  launch(BiasActivation<Real>{rows,
+                              n,
+                              {at<const Real>(z), z_stride},
+                              {at<const Real>(bias), bias_stride},
+                              rows_per_bias,
+                              Activation(kind),
+                              Real(slope),
+                              {at<Real>(out), out_stride}},
+         place);
+}
+
+template <class Real>
+void activation_backward(Place place, std::int64_t rows, std::int64_t n, Address grad, std::int64_t grad_stride, Address output,
+                         std::int64_t output_stride, std::int64_t rows_per_output, int kind, double slope) {
+  launch(ActivationBackward<Real>{rows,
+                                  n,
+                                  {at<Real>(grad), grad_stride},
+                                  {at<const Real>(output), output_stride},
+                                  rows_per_output,
+                                  Activation(kind),
+                                  Real(slope)},
+         place);
+}
+
+// --- images ---------------------------------------------------------------------------------------------------------------
+
+/// The arguments that both directions of pooling share, and their order.
+struct Windows {
+  std::int64_t planes;
+  Pooling p;
+};
+
+Windows windows(const std::vector<std::int64_t>& v) {
+  return {v.at(0), {v.at(1), v.at(2), v.at(3), v.at(4), v.at(5), v.at(6), v.at(7), v.at(8), v.at(9), v.at(10), v.at(11), v.at(12)}};
+}
+
+template <class Real>
+void relu_pool(Place place, const std::vector<std::int64_t>& sizes, bool relu, Address z, Address bias, Address out, Address index) {
+  const auto [planes, p] = windows(sizes);
+  launch(ReluPool<Real>{planes * p.out_height, p.out_width * p.lanes, p, relu, at<const Real>(z), at<const Real>(bias), at<Real>(out),
+                        at<std::uint8_t>(index)},
+         place);
+}
+
+template <class Real>
+void relu_pool_backward(Place place, const std::vector<std::int64_t>& sizes, Address grad, Address index, Address grad_z) {
+  const auto [planes, p] = windows(sizes);
+  launch(ReluPoolBackward<Real>{planes * p.height, p.width * p.lanes, p, at<const Real>(grad), at<const std::uint8_t>(index),
+                                at<Real>(grad_z)},
+         place);
+}
+
+template <class Real>
+void col2im(Place place, std::int64_t images, std::int64_t channels, std::int64_t height, std::int64_t width,
+            std::int64_t out_height, std::int64_t out_width, std::int64_t kernel_h, std::int64_t kernel_w, std::int64_t stride_h,
+            std::int64_t stride_w, std::int64_t pad_h, std::int64_t pad_w, std::int64_t dilation_h, std::int64_t dilation_w,
+            Address columns, std::int64_t image_stride, std::int64_t tap_stride, Address out) {
+  launch(Col2im<Real>{images * channels * height, width, channels, height, out_height, out_width, kernel_h, kernel_w, stride_h,
+                      stride_w, pad_h, pad_w, dilation_h, dilation_w, at<const Real>(columns), image_stride, tap_stride,
+                      at<Real>(out)},
+         place);
+}
+
+}  // namespace
+
+void bind_gradients(py::module_& m) {
+  define(m, "bias_activation", &bias_activation<float>, &bias_activation<double>);
+  define(m, "activation_backward", &activation_backward<float>, &activation_backward<double>);
+  define(m, "relu_pool", &relu_pool<float>, &relu_pool<double>);
+  define(m, "relu_pool_backward", &relu_pool_backward<float>, &relu_pool_backward<double>);
+  define(m, "col2im", &col2im<float>, &col2im<double>);
+}
+
+}  // namespace sparring
