@@ -52,10 +52,11 @@ Windows windows(const std::vector<std::int64_t>& v) {
 }
 
 template <class Real>
-void relu_pool(Place place, const std::vector<std::int64_t>& sizes, bool relu, Address z, Address bias, Address out, Address index) {
+void relu_pool(Place place, const std::vector<std::int64_t>& sizes, bool relu, Address z, Address bias, Address out,
+               Address index) {
   const auto [planes, p] = windows(sizes);
-  launch(ReluPool<Real>{planes * p.out_height, p.out_width * p.lanes, p, relu, at<const Real>(z), at<const Real>(bias), at<Real>(out),
-                        at<std::uint8_t>(index)},
+  launch(ReluPool<Real>{planes * p.out_height, p.out_width * p.lanes, p, relu, at<const Real>(z), at<const Real>(bias),
+                        at<Real>(out), at<std::uint8_t>(index)},
          place);
 }
 

@@ -11,9 +11,9 @@
 #include "ops/relu_pool.h"
 
 // An op adds one line here, and one at the end of its .cpp and .cu.
-#define SPARRING_FOR_EACH_OP(declare)                                                     \
-  declare(ProjectL1Box) declare(L1Step) declare(RecoveryStep) declare(BiasActivation)     \
-  declare(ActivationBackward) declare(ReluPool) declare(ReluPoolBackward) declare(Col2im)
+#define SPARRING_FOR_EACH_OP(declare)                                                                             \
+  declare(ProjectL1Box) declare(L1Step) declare(RecoveryStep) declare(BiasActivation) declare(ActivationBackward) \
+      declare(ReluPool) declare(ReluPoolBackward) declare(Col2im)
 
 #if defined(SPARRING_X86_LEVELS)
 #define SPARRING_DECLARE_LEVELS(Op)            \

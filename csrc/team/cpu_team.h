@@ -26,6 +26,21 @@ struct CpuTeam {
     for (int64_t i = 0; i < n; ++i) f(i);
   }
 
+  /// Calls f(o, i) for begin <= o < end and 0 <= i < n: part of a row that is a grid of lines of n. What works on an entry depends on
+  /// o n + i alone, so that calls with other ranges may follow without a barrier.
+  template <class F>
+  SPARRING_FN void each_in_lines(int64_t begin, int64_t end, int64_t n, F f) const {
+    if (n == 1) {
+#pragma omp simd
+      for (int64_t o = begin; o < end; ++o) f(o, int64_t(0));
+    } else {
+      for (int64_t o = begin; o < end; ++o) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; ++i) f(o, i);
+      }
+    }
+  }
+
   template <class F>
   SPARRING_FN double sum(int64_t n, F f) const {
     double total = 0;

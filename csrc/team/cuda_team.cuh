@@ -81,6 +81,15 @@ struct CudaTeam : Lanes {
   }
 
   template <class F>
+  __device__ __forceinline__ void each_in_lines(int64_t begin, int64_t end, int64_t n, F f) const {
+    const unsigned first = unsigned(begin), length = unsigned(n);  // 64-bit divisions cost several times as much
+    for (unsigned entry = unsigned(this->lane()); entry < unsigned(end) * length; entry += unsigned(this->lanes())) {
+      const unsigned line = entry / length;
+      if (line >= first) f(int64_t(line), int64_t(entry - line * length));
+    }
+  }
+
+  template <class F>
   __device__ __forceinline__ double sum(int64_t n, F f) const {
     decltype(f(n)) part = 0;
     each(n, [&](int64_t i) { part += f(i); });
