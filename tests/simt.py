@@ -50,9 +50,10 @@ class SimtOps:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         from sparring import ops
 
-        return partial(self._call, getattr(ops, name))
+        return partial(self.call, getattr(ops, name))
 
-    def _call(self, op: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def call(self, op: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """`op`, a function of the package that calls compiled code on CPU tensors."""
         from sparring import _bridge
 
         def on_device_0(tensor: Any, name: str) -> _bridge.Place:

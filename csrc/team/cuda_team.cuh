@@ -45,6 +45,9 @@ __device__ __forceinline__ T over_warp(T value, Combine combine) {
 struct WarpTeam {
   __device__ __forceinline__ int lane() const { return int(threadIdx.x % kWarp); }
   __device__ __forceinline__ int lanes() const { return kWarp; }
+  __device__ __forceinline__ int part() const { return 0; }
+  __device__ __forceinline__ int parts() const { return 1; }
+  __device__ __forceinline__ void sync() const { __syncwarp(); }
 
   template <class T, class Combine>
   __device__ __forceinline__ T over_all(T value, Combine combine) const {
@@ -55,6 +58,9 @@ struct WarpTeam {
 struct BlockTeam {
   __device__ __forceinline__ int lane() const { return int(threadIdx.x); }
   __device__ __forceinline__ int lanes() const { return int(blockDim.x); }
+  __device__ __forceinline__ int part() const { return int(threadIdx.x / kWarp); }
+  __device__ __forceinline__ int parts() const { return int(blockDim.x / kWarp); }
+  __device__ __forceinline__ void sync() const { __syncthreads(); }
 
   template <class T, class Combine>
   __device__ __forceinline__ T over_all(T value, Combine combine) const {
@@ -82,10 +88,10 @@ struct CudaTeam : Lanes {
 
   template <class F>
   __device__ __forceinline__ void each_in_lines(int64_t begin, int64_t end, int64_t n, F f) const {
-    const unsigned first = unsigned(begin), length = unsigned(n);  // 64-bit divisions cost several times as much
-    for (unsigned entry = unsigned(this->lane()); entry < unsigned(end) * length; entry += unsigned(this->lanes())) {
-      const unsigned line = entry / length;
-      if (line >= first) f(int64_t(line), int64_t(entry - line * length));
+    const int entries = int(end) * int(n);  // 64-bit divisions cost several times as much
+    for (int entry = this->lane(); entry < entries; entry += this->lanes()) {
+      const int line = int(unsigned(entry) / unsigned(n));
+      if (line >= begin) f(int64_t(line), int64_t(entry - line * int(n)));
     }
   }
 
@@ -138,6 +144,20 @@ struct CudaTeam : Lanes {
       largest = v > largest ? v : largest;
     });
     return this->over_all(largest, [](auto a, auto b) { return a > b ? a : b; });
+  }
+
+  template <class F>
+  __device__ __forceinline__ void split(int64_t count, F f) const {
+    for (int64_t i = this->part(); i < count; i += this->parts()) f(CudaTeam<WarpTeam>{}, i);
+    this->sync();
+  }
+
+  template <class F>
+  __device__ __forceinline__ double split_sum(int64_t count, F f) const {
+    double sum = 0;
+    split(count, [&](auto part, int64_t i) { sum += f(part, i); });
+    if (this->parts() == 1) return sum;
+    return this->over_all(this->lane() % kWarp == 0 ? sum : 0.0, [](double a, double b) { return a + b; });
   }
 
   __device__ __forceinline__ void report(int64_t* lowest, int64_t row) const {

@@ -293,7 +293,7 @@ def conv_input_grad(
 
 
 def _image(tensor: Tensor) -> tuple[Tensor, torch.memory_format, int]:
-    """`tensor`, (B, C, H, W), in channels-last or else contiguous form, which of the two, and its innermost channels."""
+    """`tensor`, (B, C, H, W), in channels-last or contiguous form; which of them; how many channels lie innermost."""
     if tensor.is_contiguous() and tensor.shape[1] > 1 and not tensor.is_contiguous(memory_format=torch.channels_last):
         return tensor, torch.contiguous_format, 1
     return tensor.contiguous(memory_format=torch.channels_last), torch.channels_last, tensor.shape[1]
