@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sparring import losses
+from sparring.gradients.lowered import Model
+from sparring.gradients.lowering import lower
 from sparring.losses import Loss
-
-Model = Callable[[Tensor], Tensor]
 
 
 class InputGrad(NamedTuple):
@@ -51,15 +50,13 @@ def input_grad(
     loss
         "ce", "margin", "dlr", "prob", or a callable from logits and labels (or targets) to (B,).
     """
-    _check_input(x)
+    _check(x, precision)
     losses.check_name(loss)
-    with _recording():
-        point = _leaf(x)
-        logits = model(point)
-        losses.check(loss, logits, labels, targets)
-        value = losses.value(loss, logits, _indices(labels), None if targets is None else _indices(targets))
-        grad = _towards(value.sum(), point)
-    return InputGrad(grad, value.detach(), logits.detach())
+    lowered = lower(model)
+    logits, tape = lowered.forward(x, precision)
+    losses.check(loss, logits, labels, targets)
+    value, grad = losses.gradient(loss, logits, labels.long(), None if targets is None else targets.long())
+    return InputGrad(lowered.backward(grad.to(logits.dtype), tape).to(x.dtype), value, logits)
 
 
 def jacobian(
@@ -68,6 +65,7 @@ def jacobian(
     classes: Sequence[int] | Tensor | None = None,
     *,
     chunk_size: int | None = None,
+    precision: str = "float32",
     memory: int = 2**30,
 ) -> Tensor:
     """Derivatives of the logits of each example towards that example, (B, K, ...).
@@ -79,43 +77,26 @@ def jacobian(
     classes
         Which logits, K indices; None for all.
     """
-    _check_input(x)
-    with _recording():
-        point = _leaf(x)
-        logits = model(point)
-        if logits.ndim != 2:
-            raise ValueError(f"the model must return logits (B, K), but gave shape {tuple(logits.shape)}")
-        chosen = _chosen(classes, logits.shape[1])
-        result = x.new_empty((x.shape[0], len(chosen), *x.shape[1:]))
-        for i, k in enumerate(chosen):
-            result[:, i] = _towards(logits[:, k].sum(), point, keep=True)
+    _check(x, precision)
+    lowered = lower(model)
+    logits, tape = lowered.forward(x, precision)
+    if logits.ndim != 2:
+        raise ValueError(f"the model must return logits (B, K), but gave shape {tuple(logits.shape)}")
+    chosen = _chosen(classes, logits.shape[1])
+    rows = chunk_size or len(chosen)
+    result = x.new_empty((x.shape[0], len(chosen), *x.shape[1:]))
+    for i in range(0, len(chosen), rows):
+        some = torch.tensor(chosen[i : i + rows], device=x.device)
+        seeds = torch.zeros((len(some), logits.shape[1]), dtype=logits.dtype, device=x.device)
+        seeds.scatter_(1, some[:, None], 1)
+        seeds = seeds.repeat(x.shape[0], 1)
+        result[:, i : i + rows] = lowered.backward(seeds, tape).view(x.shape[0], len(some), *x.shape[1:])
     return result
 
 
-@contextmanager
-def _recording() -> Iterator[None]:
-    """Autograd on, whatever mode the caller is in."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
-
-
-def _leaf(x: Tensor) -> Tensor:
-    """`x` as a leaf of a new graph; a tensor from inference mode is copied, as autograd cannot save it."""
-    return (x.clone() if x.is_inference() else x.detach()).requires_grad_()
-
-
-def _indices(classes: Tensor) -> Tensor:
-    return classes.long().clone() if classes.is_inference() else classes.long()
-
-
-def _towards(scalar: Tensor, point: Tensor, keep: bool = False) -> Tensor:
-    if not scalar.requires_grad:
-        return torch.zeros_like(point)
-    (grad,) = torch.autograd.grad(scalar, point, retain_graph=keep, allow_unused=True)
-    return torch.zeros_like(point) if grad is None else grad
-
-
-def _check_input(x: Tensor) -> None:
+def _check(x: Tensor, precision: str) -> None:
+    if precision not in ("float32", "bf16"):
+        raise ValueError(f"precision must be 'float32' or 'bf16'; got {precision!r}")
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a torch tensor, not {type(x).__name__}")
     if not x.is_floating_point():

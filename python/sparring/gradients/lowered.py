@@ -1,0 +1,80 @@
+"""A model as steps: what `lower` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparring.gradients.steps import Autograd, NotLowered, Step
+
+Model = Callable[[Tensor], Tensor]
+Tape = list[tuple[Step, Any]]
+
+
+class Lowered:
+    """A model as a list of steps; a model that could not be lowered is one step, of autograd.
+
+    Called, it is the model itself. Structure, mode and hooks are those at the time of `lower`; weights are read from
+    the model at each call.
+
+    Attributes
+    ----------
+    model
+        What was lowered.
+    steps
+        The layers, in order.
+    reasons
+        Why autograd does the work; empty where it does not.
+    """
+
+    def __init__(self, model: Model, steps: list[Step] | None, reasons: list[str]) -> None:
+        self.model = model
+        self.reasons = [*reasons]
+        self._autograd: list[Step] = [Autograd(model)]
+        self.steps = self._autograd if steps is None else steps
+
+    @property
+    def is_lowered(self) -> bool:
+        """Whether gradients are hand-derived throughout, rather than left to autograd."""
+        return not self.reasons
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+    def __repr__(self) -> str:
+        names = ", ".join(type(step).__name__ for step in self.steps)
+        return f"Lowered({names})" if self.is_lowered else f"Lowered(reasons={self.reasons})"
+
+    def forward(self, x: Tensor, precision: str = "float32") -> tuple[Tensor, Tape]:
+        """Logits, and what `backward` needs: each step with what it saved."""
+        if type(x) not in (Tensor, nn.Parameter) or torch.is_autocast_enabled(x.device.type):
+            return _run(self._autograd, x, precision)
+        try:
+            return _run(self.steps, x, precision)
+        except NotLowered as why:  # known only now that there is an input
+            self.reasons.append(str(why))
+            self.steps = self._autograd
+            return _run(self.steps, x, precision)
+
+    def backward(self, grad: Tensor, tape: Tape) -> Tensor:
+        """From gradients at the logits, of R scalars an example, (B * R, K), to those at the input."""
+        with torch.no_grad():
+            for step, saved in reversed(tape):
+                grad = step.backward(grad, saved)
+        return grad
+
+
+def _run(steps: list[Step], x: Tensor, precision: str) -> tuple[Tensor, Tape]:
+    """The steps one after the other; in bfloat16 with "bf16", where autograd works under autocast instead."""
+    tape: Tape = []
+    with torch.no_grad():
+        for step in steps:
+            if isinstance(step, Autograd):
+                x, saved = step.forward(x, precision == "bf16")
+            else:
+                x, saved = step.forward(x.to(torch.bfloat16) if precision == "bf16" else x)
+            tape.append((step, saved))
+    return x, tape
