@@ -39,6 +39,27 @@ void activation_backward(Place place, std::int64_t rows, std::int64_t n, Address
          place);
 }
 
+template <class Real>
+void loss_grad(Place place, std::int64_t rows, std::int64_t members, std::int64_t classes, Address logits,
+               std::int64_t logits_member_stride, std::int64_t logits_row_stride, Address weights, Address labels, Address targets,
+               int loss, int combine, Address value, Address grad, std::int64_t grad_member_stride, std::int64_t grad_row_stride,
+               Address combined) {
+  launch(LossGrad<Real>{rows,
+                        members * classes,
+                        members,
+                        classes,
+                        {at<const Real>(logits), logits_member_stride, logits_row_stride},
+                        at<const double>(weights),
+                        at<const std::int64_t>(labels),
+                        at<const std::int64_t>(targets),
+                        LossKind(loss),
+                        Combine(combine),
+                        at<Real>(value),
+                        {at<Real>(grad), grad_member_stride, grad_row_stride},
+                        {at<Real>(combined), classes}},
+         place);
+}
+
 // --- images ---------------------------------------------------------------------------------------------------------------
 
 /// The arguments that both directions of pooling share, and their order.
@@ -84,6 +105,7 @@ void col2im(Place place, std::int64_t images, std::int64_t channels, std::int64_
 void bind_gradients(py::module_& m) {
   define(m, "bias_activation", &bias_activation<float>, &bias_activation<double>);
   define(m, "activation_backward", &activation_backward<float>, &activation_backward<double>);
+  define(m, "loss_grad", &loss_grad<float>, &loss_grad<double>);
   define(m, "relu_pool", &relu_pool<float>, &relu_pool<double>);
   define(m, "relu_pool_backward", &relu_pool_backward<float>, &relu_pool_backward<double>);
   define(m, "col2im", &col2im<float>, &col2im<double>);

@@ -6,6 +6,7 @@
 #include "ops/bias_activation.h"
 #include "ops/conv_grad.h"
 #include "ops/l1_step.h"
+#include "ops/loss_grad.h"
 #include "ops/project_l1_box.h"
 #include "ops/recovery_step.h"
 #include "ops/relu_pool.h"
@@ -13,7 +14,7 @@
 // An op adds one line here, and one at the end of its .cpp and .cu.
 #define SPARRING_FOR_EACH_OP(declare)                                                                             \
   declare(ProjectL1Box) declare(L1Step) declare(RecoveryStep) declare(BiasActivation) declare(ActivationBackward) \
-      declare(ReluPool) declare(ReluPoolBackward) declare(Col2im)
+      declare(LossGrad) declare(ReluPool) declare(ReluPoolBackward) declare(Col2im)
 
 #if defined(SPARRING_X86_LEVELS)
 #define SPARRING_DECLARE_LEVELS(Op)            \

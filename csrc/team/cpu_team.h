@@ -165,6 +165,23 @@ struct CpuTeam {
     return count;
   }
 
+  /// Waits for all lanes; what they wrote is then seen by each of them.
+  SPARRING_FN void sync() const {}
+
+  /// Calls f(part, i) for every i < count: part, some lanes of this team or all, works on i. Ends with sync().
+  template <class F>
+  SPARRING_FN void split(int64_t count, F f) const {
+    for (int64_t i = 0; i < count; ++i) f(*this, i);
+  }
+
+  /// The same; the sum of what f returns.
+  template <class F>
+  SPARRING_FN double split_sum(int64_t count, F f) const {
+    double total = 0;
+    for (int64_t i = 0; i < count; ++i) total += f(*this, i);
+    return total;
+  }
+
   /// Lowers *lowest to `row`; other teams may do the same at the same time.
   SPARRING_FN void report(int64_t* lowest, int64_t row) const {
     if (lowest == nullptr) return;

@@ -159,6 +159,7 @@ inline void launch(unsigned blocks, unsigned lanes, const std::function<void()>&
 #define gridDim ::simt::grid_size
 
 inline void __syncthreads() { ::simt::Block::running()->wait(::simt::State::at_barrier); }
+inline void __syncwarp() { ::simt::Block::running()->shuffle(0, 0); }
 template <class Word>
 Word __shfl_xor_sync(unsigned, Word word, int mask) {
   return Word(::simt::Block::running()->shuffle(word, mask));

@@ -8,18 +8,28 @@ is the caller's fault; only what could touch foreign memory is checked. Nothing 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor, float32, float64
+from torch import Tensor, float32, float64, int64
 
 from sparring import _bridge as bridge
 from sparring import _core
 
+LOSSES = ("ce", "margin", "dlr", "prob")
+COMBINES = ("probs", "logits", "loss")
 ACTIVATIONS = ("identity", "relu", "leaky_relu", "sigmoid", "tanh", "softplus")
 """softplus is torch's with its default beta (1) and threshold (20); leaky_relu wants a slope above 0."""
 
-_ACTIVATION_NUMBER = {name: number for number, name in enumerate(ACTIVATIONS)}
+_NUMBER = {name: number for names in (LOSSES, COMBINES, ACTIVATIONS) for number, name in enumerate(names)}
+
+
+class LossGrad(NamedTuple):
+    """Losses, (B,); their gradient, like the logits; the logits of the ensemble, (B, K)."""
+
+    loss: Tensor
+    grad: Tensor
+    combined: Tensor
 
 
 def supported(tensor: Tensor) -> bool:
@@ -49,7 +59,7 @@ def bias_activation_(
     """
     target = z if out is None else out
     rows, n, stride = _rows(z, "z")
-    out_rows, out_n, out_stride = (rows, n, stride) if out is None else _rows(out, "out")
+    out_rows, out_n, out_stride = _rows(target, "out", written=True)
     _agree((out_rows, out_n), (rows, n), "out", "z")
     groups = 1
     if bias is not None:
@@ -68,7 +78,7 @@ def bias_activation_(
         0 if bias is None else bias.data_ptr(),
         n,
         max(1, rows // max(1, groups)),
-        _ACTIVATION_NUMBER[kind],
+        _NUMBER[kind],
         slope,
         target.data_ptr(),
         out_stride,
@@ -88,7 +98,7 @@ def activation_backward_(grad: Tensor, output: Tensor, kind: str, *, slope: floa
     kind, slope
         As in `bias_activation_`.
     """
-    rows, n, stride = _rows(grad, "grad")
+    rows, n, stride = _rows(grad, "grad", written=True)
     output_rows, output_n, output_stride = _rows(output, "output")
     lead = grad.shape[:-1] if grad.ndim == output.ndim else grad.shape[:-2]
     _agree(tuple(lead), tuple(output.shape[:-1]), "grad", "output")
@@ -104,13 +114,84 @@ def activation_backward_(grad: Tensor, output: Tensor, kind: str, *, slope: floa
         output.data_ptr(),
         output_stride,
         max(1, rows // max(1, output_rows)),
-        _ACTIVATION_NUMBER[kind],
+        _NUMBER[kind],
         slope,
     )
     return grad
 
 
-def _rows(tensor: Tensor, name: str) -> tuple[int, int, int]:
+def loss_grad(
+    logits: Tensor,
+    weights: Tensor | None,
+    labels: Tensor,
+    targets: Tensor | None = None,
+    loss: str = "ce",
+    combine: str = "probs",
+) -> LossGrad:
+    """Loss of each example and its gradient towards the logits of one network, or of all of an ensemble.
+
+    Parameters
+    ----------
+    logits : (B, K) or (M, B, K)
+        K contiguous, else any strides: (B, M K) from stacked networks is ``.view(B, M, K).transpose(0, 1)``.
+    weights : (M,), optional
+        Of the members; >= 0, sum 1. None: equal ones.
+    labels, targets : (B,) int64
+        The loss is of the target where there are targets; see :mod:`sparring.losses`. A row with a class outside
+        0 ... K - 1 becomes NaN.
+    loss, combine : one of `LOSSES`, one of `COMBINES`
+        "probs" and "logits": the loss of the mixed probabilities, or of the mean logits; "loss": the mean of losses.
+
+    Returns
+    -------
+    LossGrad
+        ``combined``: log of the mixed probabilities; the mean logits; for "loss" the mean of the members' log softmax;
+        for one network the `logits` themselves.
+    """
+    if logits.shape[-1] > 1 and logits.stride(-1) != 1:
+        logits = logits.contiguous()
+    single = logits.ndim == 2 or len(logits) == 1
+    members, (batch, classes) = 1 if single else len(logits), logits.shape[-2:]
+    for name, indices in (("labels", labels), ("targets", targets)):
+        if indices is not None:
+            _agree(tuple(indices.shape), (batch,), name, "logits")
+            if indices.dtype is not int64 or indices.device != logits.device:
+                raise ValueError(f"{name} are {indices.dtype} on '{indices.device}', not int64 on '{logits.device}'")
+    labels = labels.contiguous()
+    targets = None if targets is None else targets.contiguous()
+    if not single:
+        if weights is None:
+            weights = logits.new_full((members,), 1 / members, dtype=float64)
+        weights = weights.to(logits.device, float64).contiguous()
+        _agree(tuple(weights.shape), (members,), "weights", "logits")
+    else:
+        weights = None
+    value, grad = logits.new_empty(batch), torch.empty_like(logits)
+    combined = logits.view(batch, classes) if single else logits.new_empty(batch, classes)
+    bridge.native.loss_grad(
+        logits.dtype is float64,
+        *bridge.place_of(logits, "logits"),
+        batch,
+        members,
+        classes,
+        logits.data_ptr(),
+        logits.stride(0),
+        logits.stride(-2),
+        0 if weights is None else weights.data_ptr(),
+        labels.data_ptr(),
+        0 if targets is None else targets.data_ptr(),
+        _NUMBER[loss],
+        _NUMBER[combine],
+        value.data_ptr(),
+        grad.data_ptr(),
+        grad.stride(0),
+        grad.stride(-2),
+        0 if single else combined.data_ptr(),
+    )
+    return LossGrad(value, grad, combined)
+
+
+def _rows(tensor: Tensor, name: str, written: bool = False) -> tuple[int, int, int]:
     """Number of rows (all dimensions but the last), their length, and the stride from one to the next."""
     n = tensor.shape[-1]
     if tensor.is_contiguous():
@@ -119,7 +200,7 @@ def _rows(tensor: Tensor, name: str) -> tuple[int, int, int]:
         rows = tensor.view(-1, n)
     except RuntimeError:
         rows = None
-    if rows is None or rows.stride(1) != 1:
+    if rows is None or (n > 1 and rows.stride(1) != 1) or (written and len(rows) > 1 and rows.stride(0) < n):
         raise ValueError(f"{name}, of strides {tensor.stride()}, has no rows that are contiguous and equally far apart")
     return rows.shape[0], n, rows.stride(0)
 

@@ -1,0 +1,5 @@
+#include "ops/loss_grad.h"
+
+#include "team/launch_cpu.h"
+
+SPARRING_CPU_ENTRIES(LossGrad)

@@ -1,0 +1,324 @@
+// For every example, the loss that an attack ascends and its gradient towards the logits of a network, or of all networks of an
+// ensemble; and the ensemble's own logits.
+//
+// With logits u, label y, target t, softmax p, and u1 >= u2 >= ... the sorted logits, the loss is
+//
+//            without target                                 with target
+//   ce       -log p_y                                       log p_t
+//   prob     -p_y                                           p_t
+//   margin   max of u_j over j != y, minus u_y              u_t minus the max of u_j over j != t
+//   dlr      (max of u_j over j != y - u_y) / (u1 - u3)     (u_t - u_y) / (u1 - (u3 + u4) / 2)     denominators + 1e-12
+//
+// (margin: Carlini & Wagner 2017; dlr: Croce & Hein 2020). Among equal logits the lowest index counts as the larger one, and it
+// alone receives the gradient. An ensemble of members m with logits z_m, softmax q_m and weights w_m that sum to 1 is
+//
+//   probs    u = log sum w_m q_m              logits    u = sum w_m z_m
+//   loss     the loss is sum w_m loss(z_m); u = sum w_m log q_m is for show
+//
+// One member is its own ensemble, with u = z. Nothing is lost to rounding where a network is certain: losses near 0, and gradients
+// such as p_y - 1, are sums of the other classes' shares, and mixtures are formed from logarithms, so that a class whose
+// probability underflows still has its gradient. NaN or +inf among the logits makes the losses ce and prob, and their gradients,
+// NaN; a label or target that is no class makes everything of its row NaN.
+#pragma once
+
+#include "core/elementary.h"
+#include "core/tensor_view.h"
+#include "team/results.h"
+
+namespace sparring {
+
+enum class LossKind : int { ce, margin, dlr, prob };
+enum class Combine : int { probs, logits, loss };
+
+/// Rows of several members: row r of member m.
+template <class T>
+struct MemberRows {
+  T* data;
+  int64_t member_stride, row_stride;
+
+  SPARRING_ANYWHERE T* at(int64_t member, int64_t row) const { return data + member * member_stride + row * row_stride; }
+};
+
+template <class Real>
+struct LossGrad {
+  int64_t rows, n;  // n = members * classes
+  int64_t members, classes;
+  MemberRows<const Real> logits;
+  const double* weights;  // one a member; null: 1, for one member
+  const int64_t* labels;
+  const int64_t* targets;  // null: none
+  LossKind loss;
+  Combine combine;
+  Real* value;            // the losses, one a row
+  MemberRows<Real> grad;  // must not overlap the logits
+  Rows<Real> combined;    // u; null: not wanted, for one member or Combine::loss
+};
+
+namespace SPARRING_ISA_NAMESPACE {
+
+/// Unsigned integers in the order of the numbers; NaN comes last.
+template <class Real>
+SPARRING_FN typename Float<Real>::Bits ordered(Real a) {
+  constexpr auto sign = typename Float<Real>::Bits(1) << (8 * sizeof(Real) - 1);
+  const auto b = bits(a);
+  const auto key = b & sign ? ~b : b | sign;
+  return a == a ? key : ~typename Float<Real>::Bits(0);
+}
+
+template <class Real>
+SPARRING_FN Real from_ordered(typename Float<Real>::Bits key) {
+  constexpr auto sign = typename Float<Real>::Bits(1) << (8 * sizeof(Real) - 1);
+  return from_bits<Real>(key & sign ? key ^ sign : ~key);
+}
+
+/// Where the largest of u is, the lowest index among equals, leaving out two or three places.
+template <class Team, class Real>
+SPARRING_FN int64_t largest_but(Team team, int64_t n, const Real* u, int64_t a, int64_t b = -1, int64_t c = -1) {
+  using Bits = typename Float<Real>::Bits;
+  const auto key = [=](int64_t k) { return (k == a) | (k == b) | (k == c) ? Bits(0) : ordered(u[k]); };
+  const auto top = team.max(n, key);
+  return n - int64_t(team.max(n, [=](int64_t k) { return key(k) == top ? Bits(n - k) : Bits(0); }));
+}
+
+/// What a row is to become.
+template <class Real>
+struct Goal {
+  int64_t label, wanted;  // wanted: the target, or the label if there is none
+  bool targeted;
+  Real sign;  // of the wanted class's score in the loss
+};
+
+/// The softmax of u about one class, as terms that do not cancel: p_k = e^(u_k - top) / total, others / total = 1 - p.
+template <class Real>
+struct Softmax {
+  Real top, rest, total, of_class, others;
+};
+
+/// keep(k, e) is called with every e = e^(u_k - top).
+template <class Team, class Real, class Keep>
+SPARRING_FN Softmax<Real> softmax(Team team, int64_t n, const Real* u, int64_t at, Keep keep) {
+  const Real top = from_ordered<Real>(team.max(n, [=](int64_t k) { return ordered(u[k]); }));
+  const auto sums = team.sum2(n, [=](int64_t k) {
+    const Real below = u[k] - top, e = exp(below);
+    keep(k, e);
+    return Pair<Real>{u[k] < top ? e : Real(0), u[k] == top ? 1 + below : Real(0)};  // NaN, not 1, at +inf
+  });
+  Softmax<Real> s;
+  s.top = top;
+  s.rest = Real(sums.first + (sums.second - 1));
+  s.total = 1 + s.rest;
+  s.of_class = exp(u[at] - top);
+  s.others = u[at] == top ? s.rest : 1 + (s.rest - s.of_class);
+  return s;
+}
+
+struct KeepNothing {
+  template <class Real>
+  SPARRING_FN void operator()(int64_t, Real) const {}
+};
+
+/// A loss at u, and its derivative as shares of a few classes: dL = sum by_j d u_at_j, or of d log p_at_j for the losses of p.
+template <class Real, int count_>
+struct Slope {
+  static constexpr int count = count_;
+  Real value;
+  int64_t at[count];
+  Real by[count];
+};
+
+template <LossKind kind>
+struct LossOf {
+  static constexpr bool of_softmax = kind == LossKind::ce || kind == LossKind::prob;
+
+  template <class Real>
+  static SPARRING_FN Slope<Real, 1> slope(const Softmax<Real>& p, const Real* u, Goal<Real> goal) {
+    if constexpr (kind == LossKind::ce)
+      return {goal.sign * -((p.top - u[goal.wanted]) + log1p(p.rest)), {goal.wanted}, {goal.sign}};
+    const Real signed_p = goal.sign * (p.of_class / p.total);
+    return {signed_p, {goal.wanted}, {signed_p}};
+  }
+
+  template <class Team, class Real>
+  static SPARRING_FN auto slope(Team team, int64_t n, const Real* u, Goal<Real> goal) {
+    if constexpr (of_softmax) {
+      return slope(softmax(team, n, u, goal.wanted, KeepNothing{}), u, goal);
+    } else if constexpr (kind == LossKind::margin) {
+      const int64_t other = largest_but(team, n, u, goal.wanted);
+      return Slope<Real, 2>{goal.sign * (u[goal.wanted] - u[other]), {goal.wanted, other}, {goal.sign, -goal.sign}};
+    } else {
+      const int64_t first = largest_but(team, n, u, -1), second = largest_but(team, n, u, first);
+      const int64_t third = largest_but(team, n, u, first, second);
+      const int64_t fourth = goal.targeted ? largest_but(team, n, u, first, second, third) : third;
+      const int64_t other = goal.targeted ? goal.wanted : first == goal.label ? second : first;
+      const Real spread = ((u[first] - u[third]) + (u[first] - u[fourth])) / 2 + Real(1e-12);
+      const Real value = (u[other] - u[goal.label]) / spread, by = 1 / spread, by_low = value / spread / 2;
+      return Slope<Real, 5>{value, {other, goal.label, first, third, fourth}, {by, -by, -2 * by_low, by_low, by_low}};
+    }
+  }
+
+  /// The loss of the logits u; grad = scale times its gradient.
+  template <class Team, class Real>
+  static SPARRING_FN Real with_grad(Team team, int64_t n, const Real* u, Goal<Real> goal, Real scale, Real* grad) {
+    if constexpr (of_softmax) {
+      const int64_t wanted = goal.wanted;
+      const auto p = softmax(team, n, u, wanted, [=](int64_t k, Real e) { grad[k] = e; });
+      const auto s = slope(p, u, goal);
+      const Real by = scale * s.by[0] / p.total;
+      team.each(n, [=](int64_t k) { grad[k] = k == wanted ? by * p.others : -by * grad[k]; });
+      return s.value;
+    } else {
+      const auto s = slope(team, n, u, goal);
+      team.each(n, [=](int64_t k) { grad[k] = scale * shares(s, k).first; });
+      return s.value;
+    }
+  }
+
+  /// What the loss's derivative has for class k, and for all others.
+  template <class Real, int count>
+  static SPARRING_FN Pair<Real> shares(const Slope<Real, count>& s, int64_t k) {
+    Pair<Real> sum = {0, 0};
+    for (int j = 0; j < count; ++j) {
+      sum.first += k == s.at[j] ? s.by[j] : Real(0);
+      sum.second += k == s.at[j] ? Real(0) : s.by[j];
+    }
+    return sum;
+  }
+
+  /// A member's gradient in a mixture of probabilities, from its log q, which it replaces. With u = log mixture, d u_j = r_j d log q_j
+  /// where r_j = w q_j / e^(u_j) is the member's share in class j, and d log q_j = d z_j - sum q_k d z_k.
+  template <class Team, class Real, int count>
+  static SPARRING_FN void member_grad(Team team, int64_t n, const Real* u, Slope<Real, count> s, Real weight, Real* log_q) {
+    for (int j = 0; j < count; ++j) s.by[j] *= weight > 0 ? weight * exp(log_q[s.at[j]] - u[s.at[j]]) : Real(0);
+    team.sync();  // all have read
+    const Real half = Real(0.5);
+    const Real minor = Real(team.sum(n, [=](int64_t k) {
+      const Real q = exp(log_q[k]);
+      log_q[k] = q;
+      return q > half ? Real(0) : q;
+    }));
+    team.each(n, [=](int64_t k) {
+      const Real q = log_q[k], others = q > half ? minor : 1 - q;  // at most one class has more than half
+      const auto by = shares(s, k);
+      log_q[k] = by.first * others - by.second * q;
+    });
+  }
+};
+
+template <class F>
+SPARRING_FN void with_loss(LossKind kind, F f) {
+  switch (kind) {
+    case LossKind::ce:
+      return f(LossOf<LossKind::ce>{});
+    case LossKind::margin:
+      return f(LossOf<LossKind::margin>{});
+    case LossKind::dlr:
+      return f(LossOf<LossKind::dlr>{});
+    case LossKind::prob:
+      return f(LossOf<LossKind::prob>{});
+  }
+}
+
+/// One row of the arguments.
+template <class Real>
+struct LossRow {
+  const LossGrad<Real>& a;
+  int64_t row;
+
+  SPARRING_FN const Real* logits(int64_t m) const { return a.logits.at(m, row); }
+  SPARRING_FN Real* grad(int64_t m) const { return a.grad.at(m, row); }
+  SPARRING_FN Real weight(int64_t m) const { return a.weights == nullptr ? Real(1) : Real(a.weights[m]); }
+};
+
+/// Puts log q of every member where its gradient will be.
+template <class Team, class Real>
+SPARRING_FN void log_softmax(Team team, LossRow<Real> r) {
+  const int64_t n = r.a.classes;
+  team.split(r.a.members, [=](auto part, int64_t m) {
+    const Real* const z = r.logits(m);
+    Real* const log_q = r.grad(m);
+    const auto p = softmax(part, n, z, 0, KeepNothing{});
+    const Real log_total = log1p(p.rest);
+    part.each(n, [=](int64_t k) { log_q[k] = (z[k] - p.top) - log_total; });
+  });
+}
+
+/// u_k = sum_m w_m of(m)[k].
+template <class Team, class Real, class Of>
+SPARRING_FN void weighted_mean(Team team, LossRow<Real> r, Real* u, Of of) {
+  team.split(r.a.classes, [=](auto part, int64_t k) {
+    const Real mean = Real(part.sum(r.a.members, [=](int64_t m) { return r.weight(m) * of(m)[k]; }));
+    part.each(1, [=](int64_t) { u[k] = mean; });
+  });
+}
+
+/// u_k = log sum_m w_m e^(log q_mk), about the largest of them.
+template <class Team, class Real>
+SPARRING_FN void log_mixture(Team team, LossRow<Real> r, Real* u) {
+  team.split(r.a.classes, [=](auto part, int64_t k) {
+    const auto log_q = [=](int64_t m) { return r.weight(m) > 0 ? r.grad(m)[k] : -Real(__builtin_inf()); };
+    const Real top = from_ordered<Real>(part.max(r.a.members, [=](int64_t m) { return ordered(log_q(m)); }));
+    const Real base = top < -Float<Real>::largest ? Real(0) : top;
+    const Real sum = Real(part.sum(r.a.members, [=](int64_t m) { return r.weight(m) * exp(log_q(m) - base); }));
+    part.each(1, [=](int64_t) { u[k] = base + log(sum); });
+  });
+}
+
+template <class Loss, class Team, class Real>
+SPARRING_FN Real loss_grad(Team team, LossRow<Real> r, Goal<Real> goal, Real* u) {
+  const int64_t n = r.a.classes, members = r.a.members;
+  if (members == 1) return Loss::with_grad(team, n, r.logits(0), goal, Real(1), r.grad(0));
+  switch (r.a.combine) {
+    case Combine::probs: {
+      log_softmax(team, r);
+      log_mixture(team, r, u);
+      const auto s = Loss::slope(team, n, u, goal);
+      team.split(members, [=](auto part, int64_t m) { Loss::member_grad(part, n, u, s, r.weight(m), r.grad(m)); });
+      return s.value;
+    }
+    case Combine::logits: {
+      weighted_mean(team, r, u, [=](int64_t m) { return r.logits(m); });
+      const Real value = Loss::with_grad(team, n, u, goal, Real(1), r.grad(0));
+      team.sync();
+      team.split(members - 1, [=](auto part, int64_t m) {
+        part.each(n, [=](int64_t k) { r.grad(m + 1)[k] = r.weight(m + 1) * r.grad(0)[k]; });
+      });
+      team.each(n, [=](int64_t k) { r.grad(0)[k] *= r.weight(0); });
+      return value;
+    }
+    case Combine::loss: {
+      if (u != nullptr) {
+        log_softmax(team, r);
+        weighted_mean(team, r, u, [=](int64_t m) { return r.grad(m); });
+      }
+      return Real(team.split_sum(members, [=](auto part, int64_t m) {
+        const Real weight = r.weight(m);
+        return double(weight * Loss::with_grad(part, n, r.logits(m), goal, weight, r.grad(m)));
+      }));
+    }
+  }
+  return not_a_number<Real>();
+}
+
+template <class Team, class Real>
+SPARRING_FN void run_row(Team team, const LossGrad<Real>& a, int64_t row, int64_t /*slot*/) {
+  const LossRow<Real> r = {a, row};
+  const bool targeted = a.targets != nullptr;
+  const int64_t label = a.labels[row], wanted = targeted ? a.targets[row] : label;
+  Real* const u = a.combined[row];
+  Real* const value = a.value + row;
+  if ((label < 0) | (label >= a.classes) | (wanted < 0) | (wanted >= a.classes)) {
+    const Real nan = not_a_number<Real>();
+    team.each(1, [=](int64_t) { *value = nan; });
+    for (int64_t m = 0; m < a.members; ++m) team.each(a.classes, [=](int64_t k) { r.grad(m)[k] = nan; });
+    if (u != nullptr) team.each(a.classes, [=](int64_t k) { u[k] = nan; });
+    return;
+  }
+  const Goal<Real> goal = {label, wanted, targeted, targeted ? Real(1) : Real(-1)};
+  with_loss(a.loss, [=](auto loss) {
+    const Real result = loss_grad<decltype(loss)>(team, r, goal, u);
+    team.each(1, [=](int64_t) { *value = result; });
+  });
+}
+
+}  // namespace SPARRING_ISA_NAMESPACE
+}  // namespace sparring
