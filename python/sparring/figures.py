@@ -89,19 +89,48 @@ def curves(
     return figure
 
 
-def class_map(theme: Theme, xs: Sequence[float], values: np.ndarray, *, x: str) -> Figure:
-    """Shares (classes, len(xs)) in [0, 1] as a map of colours with one row a class; NaN is left empty."""
+def bars(
+    theme: Theme, values: Mapping[str, float], *, x: str, level: tuple[str, float], strong: Sequence[str] = ()
+) -> Figure:
+    """Shares in [0, 1] as horizontal bars with their names above; the `strong` ones stand out, `level` is a line."""
+    row = 0.42
+    figure, axes = _axes(theme, row * len(values), top=_legend_height(1), left=RIGHT)
+    for i, (label, value) in enumerate(values.items()):
+        colour = theme.series[1] if label in strong else theme.series[0]
+        axes.barh(i + 0.16, value, height=0.42, color=colour, zorder=3)
+        axes.text(0, i - 0.2, label, color=theme.ink, fontsize=8.5, va="center", ha="left")
+        axes.text(1, i - 0.2, f"{100 * value:.1f} %", color=theme.faint, fontsize=8.5, va="center", ha="right")
+    axes.axvline(level[1], color=theme.faint, lw=1, ls=(0, (4, 3)), label=level[0], zorder=4)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(len(values) - 0.45, -0.5)
+    axes.set_yticks([])
+    axes.grid(False)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    axes.set_xlabel(x)
+    _legend(theme, axes)
+    return figure
+
+
+def share_map(
+    theme: Theme, xs: Sequence[float], values: np.ndarray, *, x: str, rows: Sequence[str] = (), y: str = "class"
+) -> Figure:
+    """Shares (len(rows), len(xs)) in [0, 1] as a map of colours; NaN is left empty.
+
+    By default the rows are classes, counted from 0.
+    """
     from matplotlib.colors import LinearSegmentedColormap
 
-    classes = len(values)
-    figure, axes = _axes(theme, 0.19 * classes, top=0.1, right=0.75)
+    names = rows or [str(c) for c in range(len(values))]
+    height = max(0.19 * len(values), 0.9)
+    left = LEFT if not rows else 0.2 + 0.066 * max(len(name) for name in rows)
+    figure, axes = _axes(theme, height, top=0.1, right=0.75, left=left)
     colours = LinearSegmentedColormap.from_list("ramp", theme.ramp)
     drawn = axes.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=0, vmax=1, aspect="auto", interpolation="none")
-    step = max(1, len(xs) // 8)
+    step = max(1, len(xs) // 8) if len(xs) > 12 else 1
     axes.set_xticks(range(0, len(xs), step), [f"{value:g}" for value in xs[::step]])
-    axes.set_yticks(range(classes), [str(c) for c in range(classes)])
+    axes.set_yticks(range(len(values)), names)
     axes.set_xlabel(x)
-    axes.set_ylabel("class")
+    axes.set_ylabel(y)
     axes.grid(False)
     axes.tick_params(length=0)
     box = axes.get_position()
@@ -131,9 +160,13 @@ def histograms(
 
 
 def image_grid(
-    theme: Theme, rows: Sequence[tuple[str, Sequence[np.ndarray], Sequence[bool], str]], real: Sequence[np.ndarray]
+    theme: Theme,
+    rows: Sequence[tuple[str, Sequence[np.ndarray | None], Sequence[bool], str]],
+    real: Sequence[np.ndarray],
 ) -> Figure:
     """Rows of images: a name, images (H, W) or (H, W, 3), which of them get a coloured frame, and a remark.
+
+    None in place of an image leaves its place empty.
 
     `real`, if not empty, is one more image for each row, shown before the others.
     """
@@ -148,7 +181,8 @@ def image_grid(
         if len(real):
             canvas.put(real[r], r, 0, to_rgb(theme.paper))
         for i, (image, frame) in enumerate(zip(images, framed, strict=True)):
-            canvas.put(image, r, first + i, to_rgb(theme.series[1] if frame else theme.grid))
+            if image is not None:
+                canvas.put(image, r, first + i, to_rgb(theme.series[1] if frame else theme.grid))
     width, height = left + step * (first + columns) + right, step * len(rows)
     figure = Figure(figsize=(width, height), facecolor=theme.paper)
     axes = figure.add_axes((0, 0, 1, 1))
@@ -183,13 +217,13 @@ class _Canvas:
         self.pixels[top : top + inner, left : left + inner] = image[ys][:, xs]
 
 
-def _axes(theme: Theme, inside: float, *, top: float, right: float = RIGHT) -> tuple[Figure, Axes]:
+def _axes(theme: Theme, inside: float, *, top: float, right: float = RIGHT, left: float = LEFT) -> tuple[Figure, Axes]:
     """A figure with axes `inside` inches high, and margins in inches."""
     from matplotlib.figure import Figure
 
     height = BOTTOM + inside + top
     figure = Figure(figsize=(WIDTH, height), facecolor=theme.paper)
-    box = (LEFT / WIDTH, BOTTOM / height, (WIDTH - LEFT - right) / WIDTH, inside / height)
+    box = (left / WIDTH, BOTTOM / height, (WIDTH - left - right) / WIDTH, inside / height)
     axes = figure.add_axes(box, facecolor=theme.paper)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")

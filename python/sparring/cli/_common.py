@@ -8,7 +8,7 @@ import importlib.util
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import typer
 from rich.console import Console
@@ -16,18 +16,8 @@ from rich.console import Console
 if TYPE_CHECKING:
     import torch
 
+    from sparring._progress import Progress
     from sparring.data import Dataset
-
-
-class Progress(Protocol):
-    """How far something is."""
-
-    @property
-    def done(self) -> float: ...
-    @property
-    def total(self) -> float: ...
-    @property
-    def doing(self) -> str: ...
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparring import networks
+from sparring._progress import Progress
 from sparring.data import Dataset
 from sparring.training.config import RetrainConfig
 from sparring.training.evaluate import Metrics, attack_metrics, fooling_metrics, logits_of, losses, real_metrics
@@ -47,14 +48,6 @@ class Journal(Protocol):
     def restore(self) -> Checkpoint | None:
         """Go back to the last checkpoint, if there is one."""
         ...
-
-
-class Progress(NamedTuple):
-    """How far an experiment is: `done` of at most `total` attacks and epochs; `doing` says which is going on."""
-
-    done: float
-    total: int
-    doing: str
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,20 @@
-"""The report of a run: one HTML file with everything inside it, and its figures as PNG files."""
+"""The report of `sparring retrain`."""
 
 from __future__ import annotations
 
-import base64
-import io
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from sparring import figures
+from sparring._text import percent, plural
 from sparring.data import Dataset
-from sparring.figures import DARK, LIGHT, Series, Theme
+from sparring.figures import Series, Theme
+from sparring.report.page import Picture, Section, Summary, Tile, as_picture, load
 from sparring.runs import Run, RunError
 from sparring.training.fooling import FoolingSet
 from sparring.training.state import read_sets
@@ -30,8 +27,6 @@ CAVEAT = (
     "This is said of one attack with one budget: another process, more steps or more pixels may find what it did not. "
     "Nor does it ask whether an image might be a fair example of its class; look at them below."
 )
-
-Draw = Callable[[Theme], "Figure"]
 
 # What each fooling metric asks: its number, title, and one line on how to read it.
 DETECTION = (
@@ -47,27 +42,6 @@ DETECTION = (
 NAMES = {"caught": "caught", "caught_exact": "exact fake class", "prob_fake": "p(fake class)", "max_prob": "largest p"}
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A figure in the report: a file name, a title, a line of text, what it shows in words, and how it is drawn."""
-
-    file: str
-    title: str
-    text: str
-    alt: str
-    draw: Draw
-
-
-@dataclass(frozen=True)
-class Section:
-    """A headed part of the report."""
-
-    number: str
-    title: str
-    text: str
-    pictures: Sequence[Picture]
-
-
 def keep_reference(run: Run, real: Dataset) -> None:
     """Store in the run what its report shows of the real images: one of each class, and how sparse they are."""
     from safetensors.torch import save_file
@@ -77,39 +51,10 @@ def keep_reference(run: Run, real: Dataset) -> None:
     save_file({"images": real.images[first].cpu(), "sparsity": sparsity.cpu()}, run.path / "real.safetensors")
 
 
-def write(run: Run) -> Path:
-    """Write the report of a run, finished or not, and its figures; return the path of report.html."""
-    from jinja2 import Environment, StrictUndefined
-
-    story = _Story(run)
-    folder = run.path / "figures"
-    folder.mkdir(exist_ok=True)
-    sections = [
-        {
-            "number": section.number,
-            "title": section.title,
-            "text": section.text,
-            "figures": [_rendered(picture, folder) for picture in section.pictures],
-        }
-        for section in story.sections()
-    ]
-    source = files("sparring").joinpath("templates").joinpath("report.html.j2").read_text(encoding="utf-8")
-    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(source)
-    page = template.render(name=run.path.resolve().name, sections=sections, **story.summary())
-    draft = run.path / ".report.html.tmp"
-    draft.write_text(page, encoding="utf-8")
-    return draft.replace(run.path / "report.html")
-
-
-def _rendered(picture: Picture, folder: Path) -> dict[str, str]:
-    images = {}
-    for theme in (LIGHT, DARK):
-        buffer = io.BytesIO()
-        picture.draw(theme).savefig(buffer, format="png", dpi=figures.DPI, metadata={"Software": None})
-        images[theme.name] = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-        if theme is LIGHT:
-            (folder / f"{picture.file}.png").write_bytes(buffer.getvalue())
-    return {"title": picture.title, "text": picture.text, "alt": picture.alt, **images}
+def story(run: Run) -> tuple[Summary, list[Section]]:
+    """What the report says of a run of `sparring retrain`, finished or not."""
+    found = _Story(run)
+    return found.summary(), found.sections()
 
 
 class _Story:
@@ -129,12 +74,12 @@ class _Story:
         self.final = read_sets(found[0], "final")
         self.classes = int(self.config["data"]["classes"])
         self.marks = [record["epoch"] for record in self.attacks]
-        self.real = _load(run.path / "real.safetensors")
+        self.real = load(run.path / "real.safetensors")
 
     # -- the top of the page
 
-    def summary(self) -> dict[str, Any]:
-        """What the template needs besides the sections."""
+    def summary(self) -> Summary:
+        """The top of the page and its foot."""
         last, verdict = self.epochs[-1], self.verdict
         if verdict is None:
             headline, robust = "Unfinished", False
@@ -144,11 +89,11 @@ class _Story:
             headline = "Robust to this process" if robust else "Still fooled"
             budget = f"{verdict['attempts']} attempts of {verdict['steps']} steps each"
             sparse = f"p of at least {verdict['p_min']:g} with at most {verdict['s_max']} entries lit"
-            after = f"After {verdict['generations']} {_plural('generation', verdict['generations'])} of retraining, "
+            after = f"After {verdict['generations']} {plural('generation', verdict['generations'])} of retraining, "
             lead = after + (
                 f"the attack found no image that qualifies ({sparse}) in {budget}."
                 if robust
-                else f"{_percent(verdict['8/yield'])} of {budget} still reach {sparse}."
+                else f"{percent(verdict['8/yield'])} of {budget} still reach {sparse}."
             )
             if verdict["robust"] and not robust:
                 headline = "The attack never succeeded"
@@ -158,17 +103,18 @@ class _Story:
                     f"p {found['0/prob']:.2f} with {found['0/sparsity']:.1f} entries lit, where {sparse} was asked. "
                     "This speaks of a weak attack, not of a robust network."
                 )
-        return {
-            "headline": headline,
-            "robust": robust,
-            "lead": lead,
-            "caveat": CAVEAT,
-            "tiles": self._tiles(),
-            "command": self.config.get("command", "sparring retrain"),
-            "tables": [self.settings, self._setting_up()],
-        }
+        return Summary(
+            what="retraining on fooling images",
+            headline=headline,
+            good=robust,
+            lead=lead,
+            caveat=CAVEAT,
+            tiles=self._tiles(),
+            command=self.config.get("command", "sparring retrain"),
+            tables=[self.settings, self._setting_up()],
+        )
 
-    def _tiles(self) -> list[dict[str, str]]:
+    def _tiles(self) -> list[Tile]:
         before = [record for record in self.epochs if record["generation"] == 0]
         tiles = [self._tile("images that fool it", [r["0/yield"] for r in self.attacks], True)]
         accuracy = [r["10/accuracy"] for r in (before or self.epochs)[-1:] + self.epochs[-1:]]
@@ -178,12 +124,12 @@ class _Story:
             tiles.append(self._tile("fresh fooling images caught", [last["4/caught"]], True))
         tiles.append(self._tile("real test images rejected", [last["10/false_alarm"]], True))
         tiles.append(self._tile("pixels lit in an attempt, mean", [r["0/sparsity"] for r in self.attacks], False))
-        return [tile for tile in tiles if tile["value"]]
+        return [tile for tile in tiles if tile.value]
 
     @staticmethod
-    def _tile(label: str, values: Sequence[float], percent: bool) -> dict[str, str]:
-        shown = [_percent(value) if percent else f"{value:.1f}" for value in values]
-        return {"label": label, "before": shown[0] if len(shown) > 1 else "", "value": shown[-1] if shown else ""}
+    def _tile(label: str, values: Sequence[float], share: bool) -> Tile:
+        shown = [percent(value) if share else f"{value:.1f}" for value in values]
+        return Tile(label, shown[-1] if shown else "", f"before: {shown[0]}" if len(shown) > 1 else "")
 
     def _setting_up(self) -> dict[str, Any]:
         table = {"network": self.config.get("network", {}).get("name", ""), "threads": self.config.get("threads", "")}
@@ -227,10 +173,10 @@ class _Story:
             stages.append(("before", "Before", "attack on the network that saw real images only", self.fresh[0]))
         if len(self.fresh) > 2 or (len(self.fresh) == 2 and not self.final):
             middle = len(self.fresh) // 2
-            stages.append(("during", "During", f"after {middle} {_plural('generation', middle)}", self.fresh[middle]))
+            stages.append(("during", "During", f"after {middle} {plural('generation', middle)}", self.fresh[middle]))
         for final in self.final:
             count = len(self.fresh)
-            text = f"the last attack, after {count} {_plural('generation', count)}"
+            text = f"the last attack, after {count} {plural('generation', count)}"
             stages.append(("after", "After", text, final))
         return stages
 
@@ -239,10 +185,10 @@ class _Story:
         for c in range(self.classes):
             of_class = shown[shown.targets == c]
             order = torch.argsort(of_class.success.int(), descending=True, stable=True)[:SHOWN]
-            images = [_as_picture(image) for image in of_class.images[order]]
+            images = [as_picture(image) for image in of_class.images[order]]
             remark = f"{int(of_class.success.sum())} of {len(of_class)}"
             rows.append((str(c), images, of_class.success[order].tolist(), remark))
-        real = [_as_picture(image) for image in self.real["images"]] if self.real else []
+        real = [as_picture(image) for image in self.real["images"]] if self.real else []
         return figures.image_grid(theme, rows, real)
 
     def _histograms(self) -> list[Picture]:
@@ -323,7 +269,7 @@ class _Story:
                     "Class by class",
                     "share of attempts that fool it",
                     "Map of the share of attempts that fool the network, by class and generation.",
-                    lambda theme: figures.class_map(theme, generations, by_class, x=x),
+                    lambda theme: figures.share_map(theme, generations, by_class, x=x),
                 ),
             ],
         )
@@ -392,7 +338,7 @@ class _Story:
                 "Class by class",
                 f"share of {what}; empty: none of that class",
                 f"Map of the share of {what}, by class and epoch, metric {metric}.",
-                lambda theme: figures.class_map(theme, epochs, values, x="epoch"),
+                lambda theme: figures.share_map(theme, epochs, values, x="epoch"),
             ),
         ]
 
@@ -415,23 +361,3 @@ def _series(records: list[dict[str, Any]], name: str, x: str) -> Series:
 
 def _from_to(series: Series) -> str:
     return f"from {series[1][0]:.3g} to {series[1][-1]:.3g}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %" if 0 < share < 1 else f"{100 * share:.0f} %"
-
-
-def _plural(word: str, count: int) -> str:
-    return word if count == 1 else word + "s"
-
-
-def _as_picture(image: torch.Tensor) -> np.ndarray:
-    """An image (C, H, W) as (H, W), or (H, W, 3) if it has colours."""
-    picture: np.ndarray = image.float().clamp(0, 1).movedim(0, -1).numpy()
-    return picture if picture.shape[-1] == 3 else picture.mean(-1)
-
-
-def _load(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path) if path.exists() else {}

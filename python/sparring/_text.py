@@ -1,0 +1,24 @@
+"""Numbers as text, in tables, verdicts and reports."""
+
+from __future__ import annotations
+
+import math
+
+
+def percent(share: float) -> str:
+    """Such as "16.4 %"; "0 %" and "100 %" only where it is exactly that."""
+    if share in (0, 1):
+        return f"{100 * share:.0f} %"
+    return f"{100 * share:.1f} %" if 0.0005 <= share < 0.9995 else f"{100 * share:.4g} %"
+
+
+def number(value: float | None) -> str:
+    """Three digits; nothing for None and NaN."""
+    if value is None or math.isnan(value):
+        return ""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def plural(word: str, count: int) -> str:
+    """The word, with an s unless there is one."""
+    return word if count == 1 else word + "s"

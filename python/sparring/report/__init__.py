@@ -1,0 +1,20 @@
+"""The report of a run: what it found, verdict first, on one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparring.report import audit, page, retraining
+from sparring.report.retraining import keep_reference
+from sparring.runs import Run, RunError
+
+__all__ = ["keep_reference", "write"]
+
+
+def write(run: Run) -> Path:
+    """Write the report of a run, finished or not, and its figures; return the path of report.html."""
+    if "retrain" in run.config:
+        return page.write(run.path, *retraining.story(run))
+    if "audit" in run.config:
+        return page.write(run.path, *audit.story(run))
+    raise RunError(f"{run.path} is a run of neither `sparring retrain` nor `sparring audit`: it has no report")

@@ -1,0 +1,116 @@
+"""A report: one HTML file with everything inside it, and its figures as PNG files."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from sparring import figures
+from sparring.figures import DARK, LIGHT, Theme
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Draw = Callable[[Theme], "Figure"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure in the report: a file name, a title, a line of text, what it shows in words, and how it is drawn."""
+
+    file: str
+    title: str
+    text: str
+    alt: str
+    draw: Draw
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table in the report: its head, its lines, and which of them (counted from 0) stand out."""
+
+    head: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    strong: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Section:
+    """A headed part of the report."""
+
+    number: str
+    title: str
+    text: str
+    pictures: Sequence[Picture]
+    table: Table | None = None
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A number at the top of the report; `small` stands below it."""
+
+    label: str
+    value: str
+    small: str = ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The top of the report, which says the verdict first, and its foot: the command, and tables of settings."""
+
+    what: str
+    headline: str
+    good: bool
+    lead: str
+    caveat: str
+    tiles: Sequence[Tile]
+    command: str
+    tables: Sequence[dict[str, Any]]
+    warnings: Sequence[str] = ()
+
+
+def write(run: Path, summary: Summary, sections: Sequence[Section]) -> Path:
+    """Write report.html into the folder of a run, and its figures; return the path of report.html."""
+    from jinja2 import Environment, StrictUndefined
+
+    folder = run / "figures"
+    folder.mkdir(exist_ok=True)
+    parts = [(section, [_rendered(picture, folder) for picture in section.pictures]) for section in sections]
+    source = files("sparring").joinpath("templates").joinpath("report.html.j2").read_text(encoding="utf-8")
+    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(source)
+    page = template.render(name=run.resolve().name, parts=parts, summary=summary)
+    draft = run / ".report.html.tmp"
+    draft.write_text(page, encoding="utf-8")
+    return draft.replace(run / "report.html")
+
+
+def _rendered(picture: Picture, folder: Path) -> dict[str, str]:
+    images = {}
+    for theme in (LIGHT, DARK):
+        buffer = io.BytesIO()
+        picture.draw(theme).savefig(buffer, format="png", dpi=figures.DPI, metadata={"Software": None})
+        images[theme.name] = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+        if theme is LIGHT:
+            (folder / f"{picture.file}.png").write_bytes(buffer.getvalue())
+    return {"title": picture.title, "text": picture.text, "alt": picture.alt, **images}
+
+
+def as_picture(image: torch.Tensor) -> np.ndarray:
+    """An image (C, H, W) as (H, W), or (H, W, 3) if it has colours."""
+    picture: np.ndarray = image.float().clamp(0, 1).movedim(0, -1).numpy()
+    return picture if picture.shape[-1] == 3 else picture.mean(-1)
+
+
+def load(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors in a file, none if it is not there."""
+    from safetensors.torch import load_file
+
+    return load_file(path) if path.exists() else {}
