@@ -1,0 +1,26 @@
+"""What attacks without gradients ask of the model: its answer alone."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from sparring import losses
+from sparring.attacks._search import Problem, Query
+
+
+def answer(problem: Problem, delta: Tensor) -> Query:
+    """Loss at ``inputs + delta``, and whether the aim is reached there; the gradient is left 0."""
+    return judged(problem, problem.ball.points(delta), problem.labels, problem.targets)
+
+
+def judged(problem: Problem, points: Tensor, labels: Tensor, targets: Tensor | None) -> Query:
+    """The same at any points, which have these labels and targets."""
+    with torch.no_grad():
+        logits = problem.model(points)
+        loss = losses.evaluate(problem.loss, logits, labels, targets).nan_to_num(nan=-math.inf)
+    top = logits.argmax(1)
+    fooled = (top != labels if targets is None else top == targets) & ~logits.isnan().any(1)
+    return Query(torch.zeros_like(points[:, :0]), loss, fooled, torch.zeros_like(fooled))

@@ -1,0 +1,288 @@
+"""The adapters give what Sparring's attacks give, at the arguments that the other library's mean."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sparring import attacks
+from sparring.adapters import autoattack, foolbox, torchattacks
+
+MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    """A network of colour images that its own classes are known for: two layers, drawn at random."""
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 6))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 4)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.rand(16, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def labels(network: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return network(images).argmax(1)
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+# --- torchattacks ---------------------------------------------------------------------------------------------------
+
+EPS = 8 / 255
+EQUIVALENTS: dict[str, tuple[Any, dict[str, Any], Any, dict[str, Any]]] = {
+    "FGSM": (torchattacks.FGSM, {}, attacks.fgsm, {"eps": EPS}),
+    "PGD": (torchattacks.PGD, {}, attacks.pgd, {"eps": EPS, "step_size": 0.25, "steps": 10}),
+    "PGD, no random start": (
+        torchattacks.PGD, {"eps": 0.1, "alpha": 0.02, "random_start": False},
+        attacks.pgd, {"eps": 0.1, "step_size": 0.2, "steps": 10, "random_start": False},
+    ),
+    "PGDL2": (torchattacks.PGDL2, {}, attacks.pgd, {"eps": 1.0, "norm": 2, "step_size": 0.2, "steps": 10}),
+    "BIM": (torchattacks.BIM, {}, attacks.pgd, {"eps": EPS, "step_size": 0.25, "steps": 10, "random_start": False}),
+    "BIM, its own steps": (
+        torchattacks.BIM, {"steps": 0},
+        attacks.pgd, {"eps": EPS, "step_size": 0.25, "steps": 10, "random_start": False},
+    ),
+    "FFGSM": (torchattacks.FFGSM, {}, attacks.pgd, {"eps": EPS, "step_size": 1.25, "steps": 1}),
+    "APGD": (torchattacks.APGD, {"norm": "L2", "eps": 0.5}, attacks.apgd, {"eps": 0.5, "norm": 2, "steps": 10}),
+    "APGDT": (
+        torchattacks.APGDT, {"eps": 0.05, "n_classes": 6},
+        attacks.apgd, {"eps": 0.05, "steps": 10, "loss": "dlr", "target_classes": 5},
+    ),
+    "OnePixel": (
+        torchattacks.OnePixel, {"popsize": 20, "steps": 4}, attacks.differential_evolution,
+        {"population": 20, "steps": 4, "strategy": "best1bin", "mutation": (0.5, 1.0), "recombination": 1.0},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EQUIVALENTS)
+def test_torchattacks(name: str, network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    theirs, arguments, ours, options = EQUIVALENTS[name]
+    expected = ours(network, images, labels, **options)
+    adv = theirs(network, **arguments)(images, labels)
+    torch.testing.assert_close(adv, expected, rtol=0, atol=1e-7)
+    assert not torch.equal(adv, images)
+
+
+def test_torchattacks_with_normalised_images(network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in (MEAN, STD))
+    atk = torchattacks.PGD(network, eps=0.05, alpha=0.01, steps=5)
+    atk.set_normalization_used(mean=MEAN, std=STD)
+    adv = atk((images - mean) / std, labels) * std + mean
+    expected = attacks.pgd(
+        network, images, labels, eps=0.05, step_size=0.2, steps=5, preprocessing={"mean": MEAN, "std": STD}
+    )
+    assert isinstance(expected, Tensor)
+    assert ((adv - expected).abs() < 1e-5).double().mean() > 0.98  # un-normalising rounds, and a sign may flip
+    assert (adv - images).abs().max() <= 0.05 + 1e-6
+
+
+def test_torchattacks_targets(network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    targets = (labels + 1) % 6
+    expected = attacks.fgsm(network, images, targets, eps=0.3, targets=targets)
+    atk = torchattacks.FGSM(network, eps=0.3)
+    atk.set_mode_targeted_by_label()
+    assert torch.equal(atk(images, targets), expected)
+    assert atk.targeted
+    atk.set_mode_targeted_by_function(lambda images, labels: (labels + 1) % 6)
+    assert torch.equal(atk(images, labels), expected)
+    atk.set_mode_targeted_least_likely(1)
+    with torch.no_grad():
+        least = network(images).argmin(1)
+    assert torch.equal(atk(images, labels), attacks.fgsm(network, images, labels, eps=0.3, targets=least))
+    atk.set_mode_targeted_random()
+    assert atk(images, labels).shape == images.shape
+    assert (atk._random_targets(images, labels) != labels).all()
+    atk.set_mode_default()
+    assert atk.get_mode() == "default"
+    assert torch.equal(atk(images, labels), attacks.fgsm(network, images, labels, eps=0.3))
+
+
+def test_torchattacks_starts_anew_at_every_call(network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    atk = torchattacks.PGD(network, eps=0.3, steps=1, alpha=1e-6)
+    first = atk(images, labels)
+    assert not torch.equal(atk(images, labels), first)
+    assert torch.equal(torchattacks.PGD(network, eps=0.3, steps=1, alpha=1e-6)(images, labels), first)
+
+
+def test_torchattacks_eps_zero_changes_nothing(network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    assert torch.equal(torchattacks.PGD(network, eps=0)(images, labels), images)
+
+
+# --- Foolbox --------------------------------------------------------------------------------------------------------
+
+FOOLBOX: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "LinfPGD": (foolbox.LinfPGD(), attacks.pgd, {"steps": 40, "step_size": 1 / 30}),
+    "L2PGD": (foolbox.L2PGD(steps=5), attacks.pgd, {"norm": 2, "steps": 5, "step_size": 0.025}),
+    "L1PGD": (foolbox.L1PGD(steps=5), attacks.pgd, {"norm": 1, "steps": 5, "step_size": 0.025}),
+    "LinfBasicIterative": (
+        foolbox.LinfBasicIterativeAttack(abs_stepsize=0.1), attacks.pgd,
+        {"steps": 10, "step_size": 0.2, "random_start": False},
+    ),
+    "SLIDE": (
+        foolbox.SparseL1DescentAttack(quantile=0.9), attacks.slide,
+        {"quantile": 0.9, "step_size": 0.2, "steps": 10},
+    ),
+    "FGSM": (foolbox.FGSM(), attacks.fgsm, {}),
+    "FGM": (foolbox.FGM(), attacks.fgm, {}),
+    "noise": (foolbox.attacks.L2AdditiveGaussianNoiseAttack(), attacks.gaussian_noise, {}),
+    "repeated noise": (
+        foolbox.LinfRepeatedAdditiveUniformNoiseAttack(repeats=7), attacks.uniform_noise, {"repeats": 7},
+    ),
+    "repeated PGD": (foolbox.LinfPGD(steps=3).repeat(4), attacks.pgd, {"steps": 3, "step_size": 1 / 30, "restarts": 4}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOOLBOX)
+def test_foolbox(name: str, network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    theirs, ours, options = FOOLBOX[name]
+    fmodel = foolbox.PyTorchModel(network, bounds=(0, 1), preprocessing={"mean": MEAN, "std": STD, "axis": -3})
+    expected = ours(
+        network, images, labels, eps=0.5, preprocessing={"mean": MEAN, "std": STD}, return_result=True, **options
+    )
+    theirs.generator.manual_seed(0)
+    raw, clipped, is_adv = theirs(fmodel, images, labels, epsilons=0.5)
+    assert torch.equal(raw, expected.adv)
+    assert torch.equal(clipped, expected.adv)
+    assert torch.equal(is_adv, expected.success)
+
+
+def test_foolbox_with_several_epsilons_and_targets(network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    fmodel = foolbox.PyTorchModel(network, bounds=(0, 1))
+    targets = (labels + 1) % 6
+    criterion = foolbox.TargetedMisclassification(targets)
+    raw, clipped, is_adv = foolbox.FGSM()(fmodel, images, criterion, epsilons=[0.0, 0.1, 0.3])
+    assert len(raw) == len(clipped) == 3
+    assert is_adv.shape == (3, 16)
+    for adv, success, eps in zip(raw, is_adv, (0.0, 0.1, 0.3), strict=True):
+        assert torch.equal(adv, attacks.fgsm(network, images, labels, eps=eps, targets=targets))
+        with torch.no_grad():
+            assert torch.equal(success, network(adv).argmax(1) == targets)
+    assert foolbox.accuracy(fmodel, images, labels) == 1
+    untargeted = foolbox.FGSM()(fmodel, images, foolbox.Misclassification(labels), epsilons=0.1)
+    assert torch.equal(untargeted[0], attacks.fgsm(network, images, labels, eps=0.1))
+
+
+def test_foolbox_takes_models_and_tensors_of_the_same_shape(network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    """What Foolbox' own models and EagerPy's tensors have in common with these."""
+
+    class Eager:
+        def __init__(self, raw: Tensor) -> None:
+            self.raw = raw
+
+    class Model:
+        bounds = (0.0, 1.0)
+
+        def __call__(self, x: Tensor) -> Tensor:
+            logits: Tensor = network(x)
+            return logits
+
+    raw, _, is_adv = foolbox.LinfPGD(steps=5)(Model(), Eager(images), Eager(labels), epsilons=0.1)
+    assert isinstance(raw, Eager)
+    assert isinstance(is_adv, Eager)
+    expected = attacks.pgd(network, images, labels, eps=0.1, steps=5, step_size=1 / 30)
+    torch.testing.assert_close(raw.raw, expected, rtol=0, atol=1e-6)
+
+
+def test_foolbox_bounds(network: nn.Module, labels: Tensor) -> None:
+    wide = torch.rand(16, 3, 4, 4, generator=generator()) * 255
+    fmodel = foolbox.PyTorchModel(network, bounds=(0, 255), preprocessing={"mean": 0.0, "std": 255.0})
+    raw, _, _ = foolbox.LinfPGD(steps=3)(fmodel, wide, labels, epsilons=20.0)
+    assert 10 < (raw - wide).abs().max() <= 20
+    assert ((raw >= 0) & (raw <= 255)).all()
+    torch.testing.assert_close(fmodel(wide), network(wide / 255))
+
+
+# --- AutoAttack -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_autoattack(norm: str, network: nn.Module, images: Tensor, labels: Tensor, capsys: Any) -> None:
+    eps = {"Linf": 0.05, "L2": 0.3, "L1": 1.5}[norm]
+    wrong = labels.clone()
+    wrong[0] = (wrong[0] + 1) % 6  # the model errs on it: to be left alone
+    adversary = autoattack.AutoAttack(
+        network, norm=norm, eps=eps, version="custom", attacks_to_run=["apgd-ce", "apgd-t"]
+    )
+    adversary.apgd.n_restarts, adversary.apgd.n_iter = 2, 15
+    adversary.apgd_targeted.n_target_classes, adversary.apgd_targeted.n_iter = 3, 15
+    adv, classes = adversary.run_standard_evaluation(images, wrong, bs=7, return_labels=True)
+    assert torch.equal(adv[0], images[0])
+    with torch.no_grad():
+        assert torch.equal(network(adv).argmax(1), classes)
+    order = {"Linf": math.inf, "L2": 2, "L1": 1}[norm]
+    assert (torch.linalg.vector_norm((adv - images).double().flatten(1), order, dim=1) <= eps).all()
+    ours = attacks.apgd(
+        network, images[1:], wrong[1:], eps=eps, norm=norm, steps=15, restarts=2, schedule=((1.0, 1.0),),
+        return_result=True,
+    )  # fmt: skip
+    assert isinstance(ours, attacks.AttackResult)
+    fooled = (classes != wrong)[1:]
+    assert fooled.sum() >= ours.success.sum() > 0
+    assert torch.equal(adv[1:][~fooled], images[1:][~fooled])
+    out = capsys.readouterr().out
+    assert "initial accuracy: 93.75%" in out
+    assert f"{float((classes == wrong).double().mean()):.2%}" in out
+    each = adversary.run_standard_evaluation_individual(images, wrong)
+    assert each.keys() == {"apgd-ce", "apgd-t"}
+    assert adversary.clean_accuracy(images, wrong) == 15 / 16
+
+
+# --- What does not map ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [("torchattacks", "DeepFool"), ("foolbox", "EADAttack"), ("autoattack", "FABAttack")]
+)
+def test_what_is_missing_is_named(module: str, name: str) -> None:
+    with pytest.raises(ImportError, match=f"{name} has no counterpart in Sparring; what has: .*A"):
+        getattr(importlib.import_module(f"sparring.adapters.{module}"), name)
+    assert not hasattr(importlib.import_module(f"sparring.adapters.{module}"), "something")
+
+
+def test_what_differs_is_refused(network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    fmodel = foolbox.PyTorchModel(network, bounds=(0, 1))
+    with pytest.raises(ValueError, match=r"version='standard' has no counterpart.*FAB.*'custom'"):
+        autoattack.AutoAttack(network, norm="L1", eps=12)
+    with pytest.raises(ValueError, match="attacks_to_run must be a choice of apgd-ce, apgd-dlr, apgd-t"):
+        autoattack.AutoAttack(network, version="custom", attacks_to_run=["square"]).run_standard_evaluation(
+            images, labels
+        )
+    with pytest.raises(ValueError, match="eot_iter=3"):
+        torchattacks.APGD(network, eot_iter=3)
+    with pytest.raises(ValueError, match="APGD cannot be targeted"):
+        torchattacks.APGD(network).set_mode_targeted_by_label()
+    with pytest.raises(ValueError, match="eval mode"):
+        torchattacks.PGD(network).set_model_training_mode(model_training=True)
+    with pytest.raises(ValueError, match="kth_min"):
+        torchattacks.PGD(network).set_mode_targeted_least_likely(0)
+    with pytest.raises(ValueError, match="random_start=True"):
+        foolbox.FGSM(random_start=True)
+    with pytest.raises(ValueError, match="smallest perturbation"):
+        foolbox.LinfPGD()(fmodel, images, labels, epsilons=[None])
+    with pytest.raises(TypeError, match="starting_points"):
+        foolbox.LinfPGD()(fmodel, images, labels, epsilons=0.1, starting_points=images)
+    with pytest.raises(TypeError, match="PyTorchModel"):
+        foolbox.LinfPGD()(network, images, labels, epsilons=0.1)
+    with pytest.raises(ValueError, match="flip_axis"):
+        foolbox.PyTorchModel(network, bounds=(0, 1), preprocessing={"flip_axis": -3})
+    with pytest.raises(ValueError, match="axis"):
+        foolbox.PyTorchModel(network, bounds=(0, 1), preprocessing={"mean": MEAN})
+    with pytest.raises(ValueError, match="times must be at least 1"):
+        foolbox.LinfPGD().repeat(0)
