@@ -1,7 +1,70 @@
-"""Attacks: one readable function each, over the compiled primitives of `sparring.ops`."""
+"""Attacks. Gradient attacks stay close to given inputs; `recover` makes fooling images from nothing.
 
-from __future__ import annotations
+What the gradient attacks share:
 
-from sparring.attacks.recovery import Recovery, recover
+Parameters
+----------
+model
+    An `nn.Module` from inputs (B, ...) to logits (B, K), or what `sparring.lower` made of one. It is in eval mode
+    meanwhile, and left exactly as it was, `param.grad` and BatchNorm's statistics included.
+inputs, labels
+    float32 or float64 (B, ...) in the bounds (1e-6 outside is tolerated), and integer (B,), on the model's device.
+eps
+    Radius of the ball, in the units of the inputs: a number or one per example (B,).
+norm
+    inf, 2, 1 or "Linf", "L2", "L1".
+targets
+    Integer (B,): the classes to reach. None: any class but the label.
+loss
+    What is raised: "ce", "margin", "dlr", "prob" (see `sparring.losses`), or a function of logits and classes.
+bounds
+    Smallest and largest value of an entry.
+preprocessing
+    A module, or ``{"mean": ..., "std": ...}`` of the channels, between the inputs and the model. Bounds and eps stay
+    in the units in front of it.
+steps
+    Gradient steps (of each restart).
+restarts, random_start
+    How often to start, and whether from random points; the best point is kept example by example.
+early_stop
+    Whether an example is done once it is fooled. If not, its loss is raised to the end: stronger, when the point is to
+    be used against another model, and slower. Done examples leave the batch; with `keep_finished` they stay, so that
+    the rounding of the model's arithmetic does not depend on when others finish.
+batch_size
+    At most so many examples at a time.
+generator
+    Draws the random starts; None: one with seed 0. torch's global random state is never touched.
+return_result
+    False: return the adversarial inputs alone. True: an `AttackResult`.
 
-__all__ = ["Recovery", "recover"]
+Every returned point is in the bounds and within `eps` when measured in float64. No example depends on another one, but
+for the rounding of the model's own arithmetic.
+"""
+
+from sparring.attacks._evolve import Evolution, evolve
+from sparring.attacks._result import AttackResult, GradientMaskingWarning
+from sparring.attacks.apgd import apgd
+from sparring.attacks.evolution import differential_evolution, evolve_images
+from sparring.attacks.fgsm import fgm, fgsm
+from sparring.attacks.noise import gaussian_noise, uniform_noise
+from sparring.attacks.pgd import pgd, slide
+from sparring.attacks.recovery import Method, Recovery, recover
+
+__all__ = [
+    "AttackResult",
+    "Evolution",
+    "GradientMaskingWarning",
+    "Method",
+    "Recovery",
+    "apgd",
+    "differential_evolution",
+    "evolve",
+    "evolve_images",
+    "fgm",
+    "fgsm",
+    "gaussian_noise",
+    "pgd",
+    "recover",
+    "slide",
+    "uniform_noise",
+]

@@ -1,0 +1,217 @@
+"""The three threat models: perturbations bounded in the Linf, L2 or L1 norm, with every point inside a box."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparring import ops
+
+Norm = float | str
+L2_ROUNDS = 4
+Bounds = tuple[float, float]
+
+
+class Ball:
+    """Perturbations with ``|delta| <= eps`` in one norm and ``inputs + delta`` in the bounds, example by example.
+
+    Parameters
+    ----------
+    inputs : (B, ...)
+        Taken to the nearest point of the box.
+    eps : float64 (B,), finite
+    bounds
+        Ends of the box.
+    """
+
+    name: str
+
+    def __init__(self, inputs: Tensor, eps: Tensor, bounds: Bounds) -> None:
+        self.bounds = _inside(bounds, inputs.dtype)
+        self.inputs, self.eps = inputs.clamp(*self.bounds), eps
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """What is computed once for all projections."""
+        self.low, self.high = self.bounds[0] - self.inputs, self.bounds[1] - self.inputs
+
+    def rows(self, keep: Tensor) -> Ball:
+        """The same for the examples `keep` alone (bool or indices)."""
+        return type(self)(self.inputs[keep], self.eps[keep], self.bounds)
+
+    def scaled(self, factor: float) -> Ball:
+        """A ball `factor` times as large."""
+        return self if factor == 1 else type(self)(self.inputs, self.eps * factor, self.bounds)
+
+    def project(self, delta: Tensor) -> Tensor:
+        """The nearest allowed perturbation (L2: but for rounding, and for entries that only late rounds would clip)."""
+        raise NotImplementedError
+
+    def steepest(self, grad: Tensor) -> Tensor:
+        """The direction of norm 1 along which a loss with this gradient rises fastest; 0 where the gradient is."""
+        raise NotImplementedError
+
+    def length(self, delta: Tensor) -> Tensor:
+        """The norm of each perturbation, computed in float64: (B,)."""
+        raise NotImplementedError
+
+    def random(self, seeds: Iterable[int]) -> Tensor:
+        """A perturbation for each example, drawn from its own seed."""
+        rows = [self._draw(self.inputs[0].shape, torch.Generator().manual_seed(seed)) for seed in seeds]
+        noise = torch.stack(rows).to(self.inputs) if rows else torch.zeros_like(self.inputs)
+        return self.project(noise * self.column(self.eps.to(noise)))
+
+    def _draw(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        raise NotImplementedError
+
+    def points(self, delta: Tensor) -> Tensor:
+        """``inputs + delta``, in the box."""
+        return (self.inputs + delta).clamp_(*self.bounds)
+
+    def exact_points(self, delta: Tensor) -> Tensor:
+        """``inputs + delta`` rounded towards the inputs: within eps when measured in float64, and in the box."""
+        points = self.points(delta)
+        outwards = (points.double() - self.inputs.double()).abs() > delta.double().abs()
+        return torch.where(outwards, torch.nextafter(points, self.inputs), points)
+
+    def column(self, per_example: Tensor) -> Tensor:
+        """(B,) as (B, 1, ...), to go with the inputs."""
+        return per_example.reshape(-1, *(1,) * (self.inputs.dim() - 1))
+
+
+class LinfBall(Ball):
+    """Every entry moves by eps at most."""
+
+    name = "Linf"
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        eps = self.column(_rounded_down(self.eps, self.inputs.dtype))
+        self.low, self.high = self.low.maximum(-eps), self.high.minimum(eps)
+
+    def project(self, delta: Tensor) -> Tensor:
+        return delta.clamp(self.low, self.high)
+
+    def steepest(self, grad: Tensor) -> Tensor:
+        return grad.sign()
+
+    def length(self, delta: Tensor) -> Tensor:
+        length: Tensor = torch.linalg.vector_norm(delta.flatten(1).double(), math.inf, dim=1)
+        return length
+
+    def _draw(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        return torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1
+
+
+class L2Ball(Ball):
+    """Euclidean distance at most eps."""
+
+    name = "L2"
+
+    def project(self, delta: Tensor) -> Tensor:
+        # The nearest point is clip(t delta, low, high) with the largest t <= 1 that the ball allows. From the t that
+        # ignores the box, t only rises, as what clipping leaves over of eps goes to the entries that are not clipped.
+        flat, low, high = (part.flatten(1) for part in (delta, self.low, self.high))
+        eps = self.eps.to(delta.dtype)
+        t = (eps / torch.linalg.vector_norm(flat, dim=1)).clamp_(max=1).nan_to_num_(1.0)  # 0 / 0: at the centre
+        moved = (flat * t[:, None]).clamp_(low, high)
+        for _ in range(L2_ROUNDS):
+            free = (moved > low) & (moved < high)
+            left = eps.square() - moved.masked_fill(free, 0).square().sum(1)
+            t = t.maximum((left.clamp_(min=0) / (flat * free).square().sum(1)).sqrt_().clamp_(max=1).nan_to_num_(0.0))
+            moved = (flat * t[:, None]).clamp_(low, high)
+        return moved.reshape(delta.shape)
+
+    def steepest(self, grad: Tensor) -> Tensor:
+        # Scaled by the largest entry first: squares of float32 gradients underflow early.
+        largest = grad.flatten(1).abs().amax(1)
+        grad = grad / self.column(torch.where(largest > 0, largest, 1))
+        length = torch.linalg.vector_norm(grad.flatten(1), dim=1)
+        direction: Tensor = grad / self.column(torch.where(length > 0, length, 1))
+        return direction
+
+    def length(self, delta: Tensor) -> Tensor:
+        length: Tensor = torch.linalg.vector_norm(delta.flatten(1).double(), dim=1)
+        return length
+
+    def exact_points(self, delta: Tensor) -> Tensor:
+        length = self.length(delta)
+        margin = 1 - 4 * torch.finfo(delta.dtype).eps  # of the rounding of each entry
+        shrink = torch.where(length > self.eps, self.eps / length * margin, 1.0)
+        return super().exact_points((delta.double() * self.column(shrink)).to(delta.dtype))
+
+    def _draw(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        direction = torch.randn(shape, generator=generator, dtype=torch.float64)
+        radius = torch.rand((), generator=generator, dtype=torch.float64) ** (1 / max(1, direction.numel()))
+        noise: Tensor = direction * (radius / direction.norm())
+        return noise
+
+
+class L1Ball(Ball):
+    """Sum of all moves at most eps."""
+
+    name = "L1"
+
+    def project(self, delta: Tensor) -> Tensor:
+        projected: Tensor = ops.project_l1_box(delta, self.inputs, self.eps, self.bounds, check_finite=False)
+        return projected
+
+    def ascend(self, delta: Tensor, grad: Tensor, step_size: Tensor, k: Any) -> Tensor:
+        """A step of L1 norm `step_size` (B,) on the `k` steepest entries that can still move, then the projection."""
+        moved: Tensor = ops.l1_step(delta, grad, self.inputs, self.eps, step_size, k, self.bounds, check_finite=False)
+        return moved
+
+    def steepest(self, grad: Tensor) -> Tensor:
+        flat = grad.flatten(1)
+        best = flat.abs().argmax(1, keepdim=True)
+        return torch.zeros_like(flat).scatter_(1, best, flat.gather(1, best).sign()).reshape(grad.shape)
+
+    def length(self, delta: Tensor) -> Tensor:
+        length: Tensor = torch.linalg.vector_norm(delta.flatten(1).double(), 1, dim=1)
+        return length
+
+    def random(self, seeds: Iterable[int]) -> Tensor:
+        """Normal noise, projected onto the ball (Croce & Hein 2021)."""
+        rows = [self._draw(self.inputs[0].shape, torch.Generator().manual_seed(seed)) for seed in seeds]
+        return self.project(torch.stack(rows).to(self.inputs)) if rows else torch.zeros_like(self.inputs)
+
+    def _draw(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+BALLS: dict[str, type[Ball]] = {"Linf": LinfBall, "L2": L2Ball, "L1": L1Ball}
+
+
+def norm_name(norm: Norm) -> str:
+    """ "Linf", "L2" or "L1" for 1, 2, inf and their names; ValueError for any other norm."""
+    names: dict[Any, str] = {
+        math.inf: "Linf",
+        2: "L2",
+        1: "L1",
+        **{name.lower(): name for name in BALLS},
+        "inf": "Linf",
+    }
+    key = norm.lower() if isinstance(norm, str) else norm
+    if key not in names or isinstance(norm, bool):
+        raise ValueError(f"norm is {norm!r}; accepted: inf, 2, 1, 'Linf', 'L2', 'L1'")
+    return names[key]
+
+
+def _inside(bounds: Bounds, dtype: torch.dtype) -> Bounds:
+    """The ends as the nearest numbers of `dtype` that are in the bounds."""
+    low, high = bounds
+    return -float(_rounded_down(torch.tensor([-low], dtype=torch.float64), dtype)), float(
+        _rounded_down(torch.tensor([high], dtype=torch.float64), dtype)
+    )
+
+
+def _rounded_down(number: Tensor, dtype: torch.dtype) -> Tensor:
+    """The largest numbers of `dtype` not above these of float64."""
+    rounded = number.to(dtype)
+    return torch.where(
+        rounded.double() > number, torch.nextafter(rounded, torch.full_like(rounded, -math.inf)), rounded
+    )

@@ -1,0 +1,356 @@
+"""The loop that all gradient attacks share: query the model, remember the best point of each example, move on.
+
+An attack brings its moves (:class:`Moves`); starts, restarts, early stopping, batches and the result are here.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sparring import losses
+from sparring.attacks._model import device_and_dtype, held_still, preprocessed
+from sparring.attacks._norms import BALLS, Ball, Bounds, Norm, norm_name
+from sparring.attacks._result import AttackResult, GradientMaskingWarning
+from sparring.gradients import Lowered, input_grad, lower
+from sparring.losses import Loss
+
+Preprocessing = dict[str, object] | nn.Module
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every attack takes besides the model, the examples and its own settings; see :mod:`sparring.attacks`."""
+
+    eps: float | Tensor
+    norm: Norm
+    targets: Tensor | None
+    bounds: Bounds
+    loss: Loss
+    preprocessing: Preprocessing | None
+    restarts: int = 1
+    random_start: bool = False
+    early_stop: bool = False
+    keep_finished: bool = False
+    batch_size: int | None = None
+    generator: torch.Generator | None = None
+    return_result: bool = False
+
+
+class Query(NamedTuple):
+    """The model's answer at a point, one entry an example: `fooled` says whether the attack's aim is reached there."""
+
+    grad: Tensor
+    loss: Tensor
+    fooled: Tensor
+    bad_grad: Tensor
+
+    def rows(self, keep: Tensor) -> Query:
+        return Query(*(field[keep] for field in self))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Whom to attack, where, and to what end. `aims` are the classes that the loss steers to, if it does."""
+
+    model: Lowered
+    ball: Ball
+    labels: Tensor
+    targets: Tensor | None
+    loss: Loss
+    aims: Tensor | None
+
+    def rows(self, keep: Tensor) -> Problem:
+        targets, aims = (None if classes is None else classes[keep] for classes in (self.targets, self.aims))
+        return replace(self, ball=self.ball.rows(keep), labels=self.labels[keep], targets=targets, aims=aims)
+
+    def query(self, delta: Tensor) -> Query:
+        """Loss and gradient at ``inputs + delta``; the gradient is 0 where it or the loss is not finite."""
+        found = input_grad(self.model, self.ball.points(delta), self.labels, self.loss, targets=self.aims)
+        flat = found.grad.flatten(1)
+        steepest = flat.abs().amax(1)  # NaN and inf show here
+        fine = steepest.isfinite() & found.loss.isfinite()
+        grad = found.grad if bool(fine.all()) else found.grad.masked_fill(~self.ball.column(fine), 0)
+        fooled = self.fooled(found.logits)
+        return Query(grad, found.loss.nan_to_num(nan=-math.inf), fooled, ~fooled & ~(fine & (steepest > 0)))
+
+    def fooled(self, logits: Tensor) -> Tensor:
+        """Whether the most likely class is the target, or, without targets, not the label; never for NaN logits."""
+        top = logits.argmax(1)
+        reached = top != self.labels if self.targets is None else top == self.targets
+        return reached & ~logits.isnan().any(1)
+
+
+class Moves:
+    """How an attack moves: every tensor among its attributes has one entry an example, so that examples can leave.
+
+    `delta` is the perturbation to query next; `step` is given the answer and moves `delta` on.
+    """
+
+    def __init__(self, ball: Ball, delta: Tensor) -> None:
+        self.ball, self.delta = ball, delta
+
+    def step(self, query: Query) -> None:
+        raise NotImplementedError
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all examples but `rows`."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value[rows])
+            elif isinstance(value, Ball):
+                setattr(self, name, value.rows(rows))
+
+
+class Best:
+    """The best point of each example so far: a fooling one before any other, then the one of highest loss."""
+
+    def __init__(self, ball: Ball, budget: int) -> None:
+        count, device = len(ball.inputs), ball.inputs.device
+        self.delta = torch.zeros_like(ball.inputs)
+        self.loss = torch.full((count,), -math.inf, device=device, dtype=torch.float64)
+        self.fooled, self.bad_grad = (torch.zeros(count, dtype=torch.bool, device=device) for _ in range(2))
+        self.steps = torch.full((count,), budget, device=device)
+
+    def update(self, rows: Tensor, delta: Tensor, query: Query, step: int, *, first_only: bool) -> None:
+        """Take note of the answers for the examples `rows`; with `first_only` fooled ones are settled."""
+        fooled, loss = self.fooled[rows], query.loss.double()
+        better = (query.fooled > fooled) | ((query.fooled == fooled) & (loss > self.loss[rows]))
+        if first_only:
+            better &= ~fooled
+        new = query.fooled & ~fooled
+        at = rows[better]
+        self.delta[at], self.loss[at] = delta[better], loss[better]
+        self.steps[rows[new]] = step
+        self.fooled[at] = query.fooled[better]
+        self.bad_grad[rows] |= query.bad_grad
+
+
+Begin = Callable[[Ball, Tensor, int, "Moves | None"], Moves]
+"""An attack's moves: in a ball, from a start, for so many steps, after those of an earlier stage if there was one."""
+
+
+class Stage(NamedTuple):
+    """So many steps in a ball `scale` times the size of the one asked for; only points of the last stage count."""
+
+    scale: float
+    steps: int
+
+
+def search(
+    model: nn.Module | Lowered,
+    inputs: Tensor,
+    labels: Tensor,
+    begin: Begin,
+    stages: Sequence[Stage],
+    options: Options,
+    *,
+    aims: int | None = None,
+) -> Tensor | AttackResult:
+    """Attack every example, and return what the caller of the attack asked for.
+
+    With `aims` the loss steers, restart after restart, to the so many most likely classes other than the label.
+    """
+    check(inputs, options)
+    ways = options.restarts * (aims or 1)
+    seeds = _seeds(len(inputs), options.restarts, options.generator) if options.random_start else None
+    budget = sum(stage.steps for stage in stages)
+
+    def attack(problem: Problem, rows: slice) -> Best:
+        ranked = _likeliest_others(problem, aims) if aims else None
+        best = Best(problem.ball, ways * budget)
+        for way in range(ways):
+            going = ~best.fooled if options.early_stop else torch.ones_like(best.fooled)
+            if not bool(going.any()):
+                break
+            at = going.nonzero()[:, 0]
+            part = problem.rows(at) if len(at) < len(going) else problem
+            if ranked is not None:
+                part = replace(part, aims=ranked[at, way % ranked.shape[1]])
+            start = torch.zeros_like(part.ball.inputs)
+            if seeds is not None:
+                drawn = seeds[rows, way // (aims or 1)]
+                start = part.ball.scaled(stages[0].scale).random(drawn[at.cpu()].tolist())
+            _run(part, at, begin, start, stages, best, way * budget, options)
+        return best
+
+    return run(model, inputs, labels, attack, options)
+
+
+def run(
+    model: nn.Module | Lowered,
+    inputs: Tensor,
+    labels: Tensor,
+    attack: Callable[[Problem, slice], Best],
+    options: Options,
+) -> Tensor | AttackResult:
+    """Have `attack` find a point for each example, batch after batch, with the model held still."""
+    inputs, labels, targets, eps = _examples(model, inputs, labels, options)
+    losses.check_name(options.loss)
+    ball = BALLS[norm_name(options.norm)](inputs, eps, options.bounds)
+    size = options.batch_size or max(1, len(inputs))
+    module = _module(model)
+    results = []
+    with held_still(module), torch.inference_mode(False):
+        lowered = model if isinstance(model, Lowered) else lower(module)
+        if options.preprocessing is not None:
+            lowered = lower(preprocessed(module, options.preprocessing, inputs))
+        whole = Problem(lowered, ball, labels, targets, options.loss, targets)
+        for first in range(0, max(1, len(inputs)), size):
+            rows = slice(first, first + size)
+            problem = whole.rows(torch.arange(len(inputs), device=inputs.device)[rows]) if size < len(inputs) else whole
+            results.append(_result(problem, attack(problem, rows)) if len(inputs) else _empty(problem))
+    result = AttackResult(*(torch.cat([getattr(r, f.name) for r in results]) for f in fields(AttackResult)))
+    _warn_of_masking(result)
+    return result if options.return_result else result.adv
+
+
+def _run(
+    problem: Problem, at: Tensor, begin: Begin, start: Tensor, stages: Sequence[Stage], best: Best, before: int,
+    options: Options,
+) -> None:  # fmt: skip
+    """One start of the examples `at`, through all stages."""
+    moves: Moves | None = None
+    for scale, steps in stages[:-1]:
+        moves = begin(problem.ball.scaled(scale), start, steps, moves)
+        for _ in range(steps):
+            moves.step(problem.query(moves.delta))
+        before += steps
+    moves = begin(problem.ball, start, stages[-1].steps, moves)
+    for step in range(stages[-1].steps + 1):
+        query = problem.query(moves.delta)
+        best.update(at, moves.delta, query, before + step, first_only=options.early_stop)
+        if step == stages[-1].steps:
+            return
+        if options.early_stop:
+            going = ~best.fooled[at]
+            left = int(going.sum())
+            if left == 0:
+                return
+            # To take examples out means to copy all others; a few that are done may stay.
+            if not options.keep_finished and left <= 0.9 * len(at):
+                at, problem, query = at[going], problem.rows(going), query.rows(going)
+                moves.keep(going)
+        moves.step(query)
+
+
+def _likeliest_others(problem: Problem, count: int) -> Tensor:
+    """The `count` likeliest classes of each example other than its label, most likely first: (B, count)."""
+    logits = problem.model(problem.ball.inputs).detach()
+    count = min(count, logits.shape[1] - 1)
+    return logits.scatter(1, problem.labels[:, None], -math.inf).topk(count, dim=1).indices
+
+
+def _result(problem: Problem, best: Best) -> AttackResult:
+    """Judge the points as they are returned."""
+    adv = problem.ball.exact_points(best.delta)
+    with torch.no_grad():
+        logits = problem.model(adv)
+        loss = losses.evaluate(problem.loss, logits, problem.labels, problem.targets)
+    distance = problem.ball.length(adv.double() - problem.ball.inputs.double())
+    return AttackResult(adv, problem.fooled(logits), distance, loss, best.steps, best.bad_grad)
+
+
+def _empty(problem: Problem) -> AttackResult:
+    none = torch.zeros(0, device=problem.labels.device)
+    return AttackResult(problem.ball.inputs, none.bool(), none.double(), none, none.long(), none.bool())
+
+
+def _warn_of_masking(result: AttackResult) -> None:
+    standing = ~result.success
+    masked = int((result.bad_grad & standing).sum())
+    if masked > 0.1 * len(standing):
+        warnings.warn(
+            f"gradients are likely masked: {masked} of the {int(standing.sum())} examples that the attack did not fool "
+            "had a gradient that was zero, NaN or inf on the way (AttackResult.bad_grad says which), so that they may "
+            "be less robust than they look. Try loss='margin' or 'dlr', float64, or an attack without gradients.",
+            GradientMaskingWarning,
+            stacklevel=4,
+        )
+
+
+def _seeds(count: int, restarts: int, generator: torch.Generator | None) -> Tensor:
+    """One seed for each example and restart, so that no start depends on the rest of the batch."""
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    return torch.randint(2**62, (restarts, count), generator=generator, device=generator.device).cpu().T
+
+
+def check(inputs: Tensor, options: Options) -> None:
+    """Errors for what can be said without the model."""
+    for name in ("restarts", "batch_size"):
+        value = getattr(options, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
+    if not isinstance(inputs, Tensor) or inputs.dtype not in (torch.float32, torch.float64) or inputs.dim() < 2:
+        have = f"{inputs.dtype} of shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
+        raise TypeError(f"inputs must be a float32 or float64 tensor (B, ...), not {have}")
+
+
+def positive(name: str, value: float | None) -> None:
+    """ValueError unless the number is positive and finite, or None."""
+    if value is not None and not 0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite; got {value!r}")
+
+
+def step_count(steps: int) -> int:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"steps must be an integer of at least 0; got {steps!r}")
+    return steps
+
+
+def _module(model: nn.Module | Lowered) -> nn.Module:
+    module = model.model if isinstance(model, Lowered) else model
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, or one that was lowered, not {type(module).__name__}")
+    return module
+
+
+def _examples(
+    model: nn.Module | Lowered, inputs: Tensor, labels: Tensor, options: Options
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Inputs, labels, targets (int64) and eps (float64 (B,)), checked."""
+    check(inputs, options)
+    inputs = inputs.detach()
+    place, dtype = device_and_dtype(_module(model))
+    if inputs.device != place:
+        raise ValueError(f"inputs are on device '{inputs.device}', but the model on '{place}'; nothing is moved")
+    if inputs.dtype != dtype and dtype in (torch.float32, torch.float64):
+        raise TypeError(f"inputs are {inputs.dtype}, but the model is {dtype}; both must have the same dtype")
+    low, high = options.bounds
+    if not low < high:
+        raise ValueError(f"bounds must be (lo, hi) with lo < hi; got {options.bounds}")
+    if inputs.numel():
+        least, most = (float(end) for end in inputs.aminmax())
+        if not (least >= low - 1e-6 and most <= high + 1e-6):  # NaN is outside too
+            raise ValueError(
+                f"inputs range over [{least:.7g}, {most:.7g}], outside bounds {options.bounds}; scale them, or pass "
+                "their bounds. A model that wants normalised inputs takes preprocessing={'mean': ..., 'std': ...}"
+            )
+    labels = _classes(labels, "labels", inputs)
+    targets = None if options.targets is None else _classes(options.targets, "targets", inputs)
+    eps = torch.as_tensor(options.eps, dtype=torch.float64, device=inputs.device).detach()
+    if eps.dim() > 1 or (eps.dim() == 1 and len(eps) != len(inputs)):
+        raise ValueError(f"eps must be a number or of shape ({len(inputs)},); got shape {tuple(eps.shape)}")
+    if not bool(((eps >= 0) & (eps < math.inf)).all()):
+        raise ValueError(f"eps must be at least 0 and finite; got {options.eps!r}")
+    return inputs, labels, targets, eps.expand(len(inputs)).contiguous()
+
+
+def _classes(classes: Tensor, name: str, inputs: Tensor) -> Tensor:
+    classes = torch.as_tensor(classes)
+    whole = not (classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool)
+    if classes.dim() != 1 or len(classes) != len(inputs) or not (whole or len(classes) == 0):
+        raise ValueError(
+            f"{name} must be class indices ({len(inputs)},); got {classes.dtype} of shape {tuple(classes.shape)}"
+        )
+    if classes.device != inputs.device:
+        raise ValueError(f"{name} are on device '{classes.device}', but inputs on '{inputs.device}'; nothing is moved")
+    if len(classes) and int(classes.min()) < 0:
+        raise ValueError(f"{name} must not be negative; got {int(classes.min())}")
+    return classes.long()
