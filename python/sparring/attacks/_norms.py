@@ -124,7 +124,8 @@ class L2Ball(Ball):
             left = eps.square() - moved.masked_fill(free, 0).square().sum(1)
             t = t.maximum((left.clamp_(min=0) / (flat * free).square().sum(1)).sqrt_().clamp_(max=1).nan_to_num_(0.0))
             moved = (flat * t[:, None]).clamp_(low, high)
-        return moved.reshape(delta.shape)
+        projected: Tensor = moved.reshape(delta.shape)
+        return projected
 
     def steepest(self, grad: Tensor) -> Tensor:
         # Scaled by the largest entry first: squares of float32 gradients underflow early.

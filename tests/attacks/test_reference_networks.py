@@ -1,0 +1,65 @@
+"""Strength on two MNIST networks trained by others, against what the published attacks leave standing there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sparring import attacks, data, networks
+
+pytestmark = pytest.mark.shared
+
+# Robust accuracy: the fast gradient sign method on the first 1000 test images, and, on the first 500, AutoAttack's
+# APGD-L1 (cross-entropy, 100 steps, one start, its schedule of large balls; mean of three seeds).
+FGSM = {"mlp": {0.1: 0.229, 0.2: 0.006, 0.3: 0.001}, "lenet5": {0.1: 0.776, 0.2: 0.149, 0.3: 0.009}}
+APGD_L1 = {"mlp": {5: 0.662, 10: 0.164}, "lenet5": {5: 0.620, 10: 0.112}}
+
+
+@pytest.fixture(scope="module")
+def images(shared: Path) -> data.Dataset:
+    return data.load("mnist", split="test", data_dir=shared / "data" / "mnist")
+
+
+def network(shared: Path, name: str) -> nn.Module:
+    architecture = {"mlp": "mlp-300-100", "lenet5": "lenet5"}[name]
+    model = networks.build(architecture, (1, 28, 28), 10)
+    return networks.load_weights(model, shared / "models" / f"mnist_{name}.safetensors").eval()
+
+
+def robust(result: Any) -> float:
+    assert isinstance(result, attacks.AttackResult)
+    return 1 - result.success.double().mean().item()
+
+
+@pytest.mark.parametrize("name", FGSM)
+def test_fgsm_leaves_what_it_should(shared: Path, images: data.Dataset, name: str) -> None:
+    model, x, y = network(shared, name), images.images[:1000], images.labels[:1000]
+    for eps, expected in FGSM[name].items():
+        left = robust(attacks.fgsm(model, x, y, eps=eps, return_result=True))
+        assert left == pytest.approx(expected, abs=0.002)
+
+
+@pytest.mark.parametrize(("name", "eps", "seeds"), [("mlp", 5, 3), ("mlp", 10, 3), ("lenet5", 10, 1)])
+def test_apgd_l1_is_as_strong_as_the_published_one(
+    shared: Path, images: data.Dataset, name: str, eps: float, seeds: int
+) -> None:
+    model, x, y = network(shared, name), images.images[:500], images.labels[:500]
+    left = []
+    for seed in range(seeds):
+        result = attacks.apgd(
+            model, x, y, eps=eps, norm=1, early_stop=True, generator=torch.Generator().manual_seed(seed),
+            return_result=True,
+        )  # fmt: skip
+        assert isinstance(result, attacks.AttackResult)
+        left.append(robust(result))
+        check_feasible(result.adv, x, eps)
+    assert sum(left) / seeds <= APGD_L1[name][eps]
+
+
+def check_feasible(adv: Tensor, x: Tensor, eps: float) -> None:
+    assert float((adv.double() - x.double()).abs().flatten(1).sum(1).max()) <= eps
+    assert 0 <= float(adv.min()) <= float(adv.max()) <= 1
