@@ -1,5 +1,6 @@
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -100,6 +101,41 @@ void col2im(Place place, std::int64_t images, std::int64_t channels, std::int64_
          place);
 }
 
+// --- whole networks ---------------------------------------------------------------------------------------------------------
+
+/// `layers`: width, weight, bias and activation of each; `slopes`: one a layer.
+template <class Real>
+void dense_network(Place place, std::int64_t batch, std::int64_t tile, std::int64_t members, std::int64_t groups,
+                   std::int64_t inputs, const std::vector<std::array<std::int64_t, 4>>& layers, const std::vector<double>& slopes,
+                   Address x, Address given, int loss, Address labels, Address targets, Address value, Address logits,
+                   Address grad) {
+  DenseNetwork<Real> args = {};
+  std::int64_t width = inputs, products = 0;
+  for (const auto& [width_out, weight, bias, activation] : layers) {
+    args.layer[args.layers] = {at<const Real>(Address(weight)), at<const Real>(Address(bias)), width_out, Activation(activation),
+                               Real(slopes.at(std::size_t(args.layers)))};
+    if (++args.layers > kMostLayers) throw std::invalid_argument("too many layers");
+    products += width * width_out;
+    width = width_out;
+  }
+  args.rows = (batch + tile - 1) / tile * groups;
+  args.n = tile * products;
+  args.batch = batch;
+  args.tile = tile;
+  args.members = members;
+  args.groups = groups;
+  args.inputs = inputs;
+  args.x = at<const Real>(x);
+  args.given = at<const Real>(given);
+  args.loss = LossKind(loss);
+  args.labels = at<const std::int64_t>(labels);
+  args.targets = at<const std::int64_t>(targets);
+  args.value = at<Real>(value);
+  args.logits = at<Real>(logits);
+  args.grad = at<Real>(grad);
+  launch(args, place);
+}
+
 }  // namespace
 
 void bind_gradients(py::module_& m) {
@@ -109,6 +145,7 @@ void bind_gradients(py::module_& m) {
   define(m, "relu_pool", &relu_pool<float>, &relu_pool<double>);
   define(m, "relu_pool_backward", &relu_pool_backward<float>, &relu_pool_backward<double>);
   define(m, "col2im", &col2im<float>, &col2im<double>);
+  define(m, "dense_network", &dense_network<float>, &dense_network<double>);
 }
 
 }  // namespace sparring

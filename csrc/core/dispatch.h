@@ -5,6 +5,7 @@
 #include "ops/activation_backward.h"
 #include "ops/bias_activation.h"
 #include "ops/conv_grad.h"
+#include "ops/dense_network.h"
 #include "ops/l1_step.h"
 #include "ops/loss_grad.h"
 #include "ops/project_l1_box.h"
@@ -14,7 +15,7 @@
 // An op adds one line here, and one at the end of its .cpp and .cu.
 #define SPARRING_FOR_EACH_OP(declare)                                                                             \
   declare(ProjectL1Box) declare(L1Step) declare(RecoveryStep) declare(BiasActivation) declare(ActivationBackward) \
-      declare(LossGrad) declare(ReluPool) declare(ReluPoolBackward) declare(Col2im)
+      declare(LossGrad) declare(ReluPool) declare(ReluPoolBackward) declare(Col2im) declare(DenseNetwork)
 
 #if defined(SPARRING_X86_LEVELS)
 #define SPARRING_DECLARE_LEVELS(Op)            \

@@ -4,17 +4,15 @@
 // Functors return their value, use ternaries in place of min and max, and & in place of &&: only then do the loops vectorise.
 #pragma once
 
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
-
 #include "core/portable.h"
+#include "team/few.h"
 #include "team/results.h"
 
 namespace sparring::SPARRING_ISA_NAMESPACE {
 
 struct CpuTeam {
   static constexpr bool copies = true;
+  static constexpr int short_row = 16;  // worth copying into a buffer of this length: a loop's remainder costs more
 
   // Sums run in blocks: within one in the functor's own type, over all of them in double.
   static constexpr int64_t kBlock = 4096;
@@ -120,66 +118,6 @@ struct CpuTeam {
       largest = v > largest ? v : largest;
     }
     return largest;
-  }
-
-  /// Whether copying a few entries out of a row (copy_above) costs less than passing over all of it again.
-  SPARRING_FN bool worth_copying(int64_t n) const {
-#if defined(__AVX512F__)
-    return n >= 256 && n <= INT32_MAX;
-#else
-    return n >= 16384 && n <= INT32_MAX;
-#endif
-  }
-
-  /// Copies the entries with |b| > least, and where they stand; returns how many, or -1 if there are more than fit.
-  template <class Real>
-  SPARRING_FN int64_t copy_above(int64_t n, const Real* a, const Real* b, Real least, int64_t capacity, Real* to_a, Real* to_b,
-                                 int32_t* index) const {
-    constexpr int64_t block = 512;
-    int64_t count = 0;
-    for (int64_t begin = 0; begin < n; begin += block) {
-      const int64_t end = begin + block < n ? begin + block : n;
-      int64_t i = begin;
-      if (count + (end - begin) > capacity) return -1;
-#if defined(__AVX512F__)
-      if constexpr (sizeof(Real) == 4) {
-        const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-        for (; i + 16 <= end; i += 16) {
-          const __m512 va = _mm512_loadu_ps(a + i), vb = _mm512_loadu_ps(b + i);
-          const __mmask16 chosen = _mm512_cmp_ps_mask(_mm512_abs_ps(vb), _mm512_set1_ps(least), _CMP_GT_OQ);
-          const __m512i here = _mm512_add_epi32(lanes, _mm512_set1_epi32(int(i)));
-          _mm512_storeu_ps(to_a + count, _mm512_maskz_compress_ps(chosen, va));
-          _mm512_storeu_ps(to_b + count, _mm512_maskz_compress_ps(chosen, vb));
-          _mm512_storeu_si512(index + count, _mm512_maskz_compress_epi32(chosen, here));
-          count += __builtin_popcount(chosen);
-        }
-      }
-#endif
-      for (; i < end; ++i) {
-        to_a[count] = a[i];
-        to_b[count] = b[i];
-        index[count] = int32_t(i);
-        count += magnitude(b[i]) > least ? 1 : 0;
-      }
-    }
-    return count;
-  }
-
-  /// Waits for all lanes; what they wrote is then seen by each of them.
-  SPARRING_FN void sync() const {}
-
-  /// Calls f(part, i) for every i < count: part, some lanes of this team or all, works on i. Ends with sync().
-  template <class F>
-  SPARRING_FN void split(int64_t count, F f) const {
-    for (int64_t i = 0; i < count; ++i) f(*this, i);
-  }
-
-  /// The same; the sum of what f returns.
-  template <class F>
-  SPARRING_FN double split_sum(int64_t count, F f) const {
-    double total = 0;
-    for (int64_t i = 0; i < count; ++i) total += f(*this, i);
-    return total;
   }
 
   /// Lowers *lowest to `row`; other teams may do the same at the same time.

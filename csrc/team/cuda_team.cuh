@@ -80,6 +80,7 @@ struct BlockTeam {
 template <class Lanes>
 struct CudaTeam : Lanes {
   static constexpr bool copies = false;
+  static constexpr int short_row = 0;
 
   template <class F>
   __device__ __forceinline__ void each(int64_t n, F f) const {
@@ -144,6 +145,35 @@ struct CudaTeam : Lanes {
       largest = v > largest ? v : largest;
     });
     return this->over_all(largest, [](auto a, auto b) { return a > b ? a : b; });
+  }
+
+  /// For a warp. Every step of the reduction sends half of the sums away and halves their number, in one order whatever N.
+  template <int N, class Real, class F, class Keep>
+  __device__ __forceinline__ void sums(int64_t n, F f, Keep keep) const {
+    static_assert(std::is_same_v<Lanes, WarpTeam> && kWarp % N == 0);
+    Real part[N] = {};
+    each(n, [&](int64_t i) {
+#pragma unroll
+      for (int s = 0; s < N; ++s) part[s] += f(i, s);
+    });
+    halve<kWarp / 2, N>(part);
+    if (this->lane() % (kWarp / N) == 0) keep(this->lane() / (kWarp / N), part[0]);
+  }
+
+  /// Sums over the lanes of a warp: lane l ends with the sum l / (kWarp / N) in part[0].
+  template <int mask, int N, class Real>
+  __device__ __forceinline__ void halve(Real* part) const {
+    if constexpr (N > 1) {
+      const bool upper = (this->lane() & mask) != 0;
+#pragma unroll
+      for (int s = 0; s < N / 2; ++s) {
+        const Real mine = upper ? part[s + N / 2] : part[s], other = upper ? part[s] : part[s + N / 2];
+        part[s] = mine + from_lane_xor(other, mask);
+      }
+    } else {
+      part[0] += from_lane_xor(part[0], mask);
+    }
+    if constexpr (mask > 1) halve<mask / 2, (N > 1 ? N / 2 : 1)>(part);
   }
 
   template <class F>
