@@ -9,10 +9,11 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from sparring import losses
 from sparring.attacks._descent import Adam, Canvas, L1Ball
 from sparring.attacks._model import device_and_dtype, held_still
+from sparring.gradients import Lowered, input_grad, lower
 
 Method = Literal["adam", "prox", "l1"]
 
@@ -160,15 +161,18 @@ def recover(
     size = batch_size or len(targets)
     found = []
     # Out of inference mode as well, whose tensors have no gradients.
-    with held_still(model), torch.inference_mode(False), torch.enable_grad():
+    with held_still(model), torch.inference_mode(False):
         for first in range(0, len(targets), size):
             rows = slice(first, first + size)
-            found.append(_search(model, targets[rows], descent(rows), steps, p_min, s_max, keep_finished))
+            start_of_rows = descent(rows)
+            if first == 0:
+                _check_model(model, start_of_rows.image, targets)
+            found.append(_search(lower(model), targets[rows], start_of_rows, steps, p_min, s_max, keep_finished))
     return Recovery(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
 def _search(
-    model: nn.Module, targets: Tensor, descent: Adam | L1Ball, steps: int, p_min: float, s_max: int, keep_finished: bool
+    model: Lowered, targets: Tensor, descent: Adam | L1Ball, steps: int, p_min: float, s_max: int, keep_finished: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Step until every image is done or the budget spent; the fields of `Recovery`."""
     best = descent.image.clone()
@@ -199,33 +203,32 @@ def _search(
         if step < steps:
             descent.step(grad, log_prob, sparse, frozen if keep_finished else None)
     with torch.no_grad():
-        prob = _log_prob(model(best), targets).exp()
+        prob = (-losses.evaluate("ce", model(best), targets)).exp()
     sparsity = descent.canvas.sparsity(best)
     success = (prob >= p_min) & (sparsity <= s_max)
     return best, prob, sparsity, torch.where(success, stop_step, steps), success
 
 
-def _log_prob_and_grad(model: nn.Module, image: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _log_prob_and_grad(model: Lowered, image: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probability of each image's target, and the gradient of its negative with respect to the image."""
-    leaf = image.detach().requires_grad_()
-    log_prob = _log_prob(model(leaf), targets)
-    if not log_prob.requires_grad:
-        raise ValueError("model must be differentiable: its output does not depend on the images through torch")
-    (grad,) = torch.autograd.grad(-log_prob.sum(), leaf)
-    return log_prob.detach(), grad
+    found = input_grad(model, image, targets)
+    if not bool(found.loss.isfinite().all()):
+        raise ValueError("model must return finite logits; it gave a target a log-probability that is not finite")
+    return -found.loss, found.grad
 
 
-def _log_prob(logits: Tensor, targets: Tensor) -> Tensor:
-    if logits.dim() != 2 or len(logits) != len(targets):
+def _check_model(model: nn.Module, image: Tensor, targets: Tensor) -> None:
+    """ValueError unless the model gives logits for the targets that depend on the image."""
+    with torch.enable_grad():
+        logits = model(image.clone().requires_grad_())
+    if logits.dim() != 2 or len(logits) != len(image):
         raise ValueError(
-            f"model must return logits ({len(targets)}, K) for {len(targets)} images, not {tuple(logits.shape)}"
+            f"model must return logits ({len(image)}, K) for {len(image)} images, not {tuple(logits.shape)}"
         )
     if int(targets.max()) >= logits.shape[1]:
         raise ValueError(f"targets must be below {logits.shape[1]}, the model's outputs; got {int(targets.max())}")
-    log_prob = F.log_softmax(logits, 1).gather(1, targets[:, None])[:, 0]
-    if not bool(log_prob.isfinite().all()):
-        raise ValueError("model must return finite logits; it gave a target a log-probability that is not finite")
-    return log_prob
+    if not logits.requires_grad:
+        raise ValueError("model must be differentiable: its output does not depend on the images through torch")
 
 
 def _draw(
