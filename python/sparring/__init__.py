@@ -8,16 +8,22 @@ The primitives (:func:`project_l1_box`, :func:`l1_step`, :func:`recovery_step`) 
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
+from sparring.ensembles import Ensemble
 from sparring.gradients import InputGrad, input_grad, jacobian, lower
 from sparring.ops import l1_step, project_l1_box, recovery_step
+
+if TYPE_CHECKING:
+    from sparring.evaluation import evaluate
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Ensemble",
     "InputGrad",
     "__version__",
+    "evaluate",
     "input_grad",
     "jacobian",
     "l1_step",
@@ -27,8 +33,11 @@ __all__ = [
 ]
 
 _SUBMODULES = (
+    "adapters",
     "attacks",
     "data",
+    "ensembles",
+    "evaluation",
     "gradients",
     "info",
     "library",
@@ -41,9 +50,14 @@ _SUBMODULES = (
 )
 
 
-def __getattr__(name: str) -> ModuleType:
+_LAZY = {"evaluate": "evaluation"}  # names here that live in a submodule, imported when first used
+
+
+def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
         return importlib.import_module(f"sparring.{name}")
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"sparring.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'sparring' has no attribute {name!r}")
 
 

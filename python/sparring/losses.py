@@ -73,17 +73,6 @@ def value(loss: Loss, logits: Tensor, labels: Tensor, targets: Tensor | None = N
     return (_at(z, targets) - _at(z, labels)) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
 
-def gradient(loss: Loss, logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The losses, (B,), and the derivative of each towards its logits, (B, K); arguments as for `value`."""
-    with torch.inference_mode(False), torch.enable_grad():
-        if logits.is_inference():
-            logits, labels, targets = logits.clone(), labels.clone(), None if targets is None else targets.clone()
-        leaf = logits.detach().requires_grad_()
-        result = value(loss, leaf, labels, targets)
-        (grad,) = torch.autograd.grad(result.sum(), leaf)
-    return result.detach(), grad
-
-
 def check(loss: Loss, logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> None:
     """TypeError or ValueError unless the arguments are as `evaluate` wants them."""
     check_name(loss)

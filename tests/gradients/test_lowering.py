@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -104,6 +104,7 @@ def image_networks(draw: st.DrawFn) -> nn.Module:
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@settings(max_examples=30)
 @given(image_networks(), st.integers(0, 2**20), st.integers(1, 3))
 def test_image_networks(model: nn.Module, seed: int, batch: int) -> None:
     x = torch.randn(batch, 2, 25, 24, generator=seeded(seed), dtype=torch.float64)
@@ -220,7 +221,7 @@ def test_refused_models_are_differentiated_by_autograd(name: str) -> None:
     x = torch.rand(3, 4, generator=seeded(1), dtype=torch.float64)
     leaf = x.clone().requires_grad_()
     F.cross_entropy(model(leaf), torch.arange(3), reduction="sum").backward()
-    assert torch.equal(sp.input_grad(model, x, torch.arange(3)).grad, leaf.grad)
+    torch.testing.assert_close(sp.input_grad(model, x, torch.arange(3)).grad, leaf.grad, rtol=1e-12, atol=1e-12)
 
 
 def test_refused_only_when_the_input_is_seen() -> None:
@@ -248,7 +249,7 @@ def test_lowering_is_kept_until_something_changes(monkeypatch: pytest.MonkeyPatc
     assert not sp.lower(model).is_lowered
     model.eval()
     model[2] = nn.Tanh()
-    assert "Activation" in repr(sp.lower(model))
+    assert sp.lower(model).steps[0].activation.name == "tanh"
     assert len(traces) == 3
     handle = model[0].register_forward_pre_hook(lambda module, args: None)
     assert not sp.lower(model).is_lowered

@@ -11,6 +11,7 @@ from torch import Tensor
 from sparring import losses
 from sparring.gradients.lowered import Model
 from sparring.gradients.lowering import lower
+from sparring.gradients.mixture import loss_grad
 from sparring.losses import Loss
 
 
@@ -53,10 +54,10 @@ def input_grad(
     _check(x, precision)
     losses.check_name(loss)
     lowered = lower(model)
-    logits, tape = lowered.forward(x, precision)
-    losses.check(loss, logits, labels, targets)
-    value, grad = losses.gradient(loss, logits, labels.long(), None if targets is None else targets.long())
-    return InputGrad(lowered.backward(grad.to(logits.dtype), tape).to(x.dtype), value, logits)
+    logits, tape = lowered.forward(x, precision, unmixed=True)
+    mixture = lowered.mixture if logits.ndim == 3 else None
+    value, grad, mixed = loss_grad(loss, logits.float() if precision == "bf16" else logits, mixture, labels, targets)
+    return InputGrad(lowered.backward(grad.to(logits.dtype), tape).to(x.dtype), value, mixed)
 
 
 def jacobian(

@@ -29,6 +29,7 @@ from sparring.gradients.steps import (
     NotLowered,
     Reshape,
     Softmax,
+    Softplus,
     Step,
 )
 
@@ -93,14 +94,14 @@ def _softmax_module(log: bool) -> Callable[[Any], Step]:
     return lambda m: _softmax(log)(m.dim)
 
 
-MODULES: dict[type[nn.Module], Callable[[Any], Step]] = {
+MODULES: dict[type[nn.Module], Callable[[Any], Step | list[Step]]] = {
     nn.Linear: _linear,
     nn.Conv2d: _conv2d,
     nn.ReLU: lambda m: Activation("relu"),
     nn.Sigmoid: lambda m: Activation("sigmoid"),
     nn.Tanh: lambda m: Activation("tanh"),
     nn.LeakyReLU: lambda m: _leaky_relu(m.negative_slope),
-    nn.Softplus: lambda m: Activation("softplus", m.beta, m.threshold),
+    nn.Softplus: lambda m: _softplus(m.beta, m.threshold),
     nn.MaxPool2d: _max_pool2d,
     nn.AvgPool2d: lambda m: AvgPool2d(
         m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, m.divisor_override
@@ -130,7 +131,7 @@ def _leaky_relu(negative_slope: float = 0.01, inplace: bool = False) -> Step:
 
 
 def _softplus(beta: float = 1, threshold: float = 20) -> Step:
-    return Activation("softplus", beta, threshold)
+    return Activation("softplus") if (beta, threshold) == (1, 20) else Softplus(beta, threshold)
 
 
 def _softmax(log: bool) -> Callable[..., Step]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparring.gradients.mixture import Combine
 from sparring.gradients.steps import Autograd, NotLowered, Step
 
 Model = Callable[[Tensor], Tensor]
@@ -48,16 +49,25 @@ class Lowered:
         names = ", ".join(type(step).__name__ for step in self.steps)
         return f"Lowered({names})" if self.is_lowered else f"Lowered(reasons={self.reasons})"
 
-    def forward(self, x: Tensor, precision: str = "float32") -> tuple[Tensor, Tape]:
-        """Logits, and what `backward` needs: each step with what it saved."""
+    def forward(self, x: Tensor, precision: str = "float32", unmixed: bool = False) -> tuple[Tensor, Tape]:
+        """Logits, and what `backward` needs: each step with what it saved.
+
+        With `unmixed`, those of the members, (M, B, K), if the model is an ensemble.
+        """
         if type(x) not in (Tensor, nn.Parameter) or torch.is_autocast_enabled(x.device.type):
             return _run(self._autograd, x, precision)
         try:
-            return _run(self.steps, x, precision)
+            return _run(self.steps[:-1] if unmixed and self.mixture is not None else self.steps, x, precision)
         except NotLowered as why:  # known only now that there is an input
             self.reasons.append(str(why))
             self.steps = self._autograd
             return _run(self.steps, x, precision)
+
+    @property
+    def mixture(self) -> Combine | None:
+        """The last step, where the model is an ensemble."""
+        last = self.steps[-1]
+        return last if isinstance(last, Combine) else None
 
     def backward(self, grad: Tensor, tape: Tape) -> Tensor:
         """From gradients at the logits, of R scalars an example, (B * R, K), to those at the input."""
@@ -71,10 +81,10 @@ def _run(steps: list[Step], x: Tensor, precision: str) -> tuple[Tensor, Tape]:
     """The steps one after the other; in bfloat16 with "bf16", where autograd works under autocast instead."""
     tape: Tape = []
     with torch.no_grad():
+        x = x.detach()
+        if precision == "bf16" and not hasattr(steps[0], "takes_precision"):
+            x = x.to(torch.bfloat16)
         for step in steps:
-            if isinstance(step, Autograd):
-                x, saved = step.forward(x, precision == "bf16")
-            else:
-                x, saved = step.forward(x.to(torch.bfloat16) if precision == "bf16" else x)
+            x, saved = step.forward(x, precision) if hasattr(step, "takes_precision") else step.forward(x)
             tape.append((step, saved))
     return x, tape

@@ -12,7 +12,7 @@ from torch.nn.modules import module as torch_module
 
 from sparring.gradients import layers
 from sparring.gradients.lowered import Lowered, Model
-from sparring.gradients.steps import Live, NotLowered, Step
+from sparring.gradients.steps import Activation, Conv2d, Identity, Linear, Live, MaxPool2d, NotLowered, Step
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _PLAIN = (int, float, bool, str, tuple)
@@ -65,7 +65,7 @@ def _plan(model: nn.Module) -> _Plan:
             step = layers.MODULES[type(model)](weakref.proxy(model))  # the cache must not keep its key alive
         except NotLowered as why:
             return None, [f"{type(model).__name__}: {why}"]
-        return [step], [*getattr(step, "reasons", [])]
+        return _listed(step), [reason for one in _listed(step) for reason in getattr(one, "reasons", [])]
     graph = _traced(model)
     return (None, [graph]) if isinstance(graph, str) else _Chain(model).follow(graph)
 
@@ -119,6 +119,26 @@ def _traced(model: nn.Module) -> fx.Graph | str:
     return graph
 
 
+def _listed(steps: Step | list[Step]) -> list[Step]:
+    return steps if isinstance(steps, list) else [steps]
+
+
+def _fused(steps: list[Step]) -> list[Step]:
+    """Activations as part of the layer before, ReLU as part of the max-pooling after it."""
+    fused: list[Step] = []
+    for step in steps:
+        last = fused[-1] if fused else None
+        if isinstance(step, Activation) and isinstance(last, (Linear, Conv2d)) and last.activation is None:
+            last.activation = step
+        elif isinstance(step, MaxPool2d) and isinstance(last, Conv2d) and last.activation is not None:
+            if last.activation.name == "relu":
+                last.activation, step.relu = None, True
+            fused.append(step)
+        elif not isinstance(step, Identity):
+            fused.append(step)
+    return fused
+
+
 class _Chain:
     """Follows a graph along the one path from input to output."""
 
@@ -140,7 +160,9 @@ class _Chain:
                     self.reasons.append("forward returns something else than its last activation")
             elif any(source in self.chain or source in self.sizes for source in node.all_input_nodes):
                 self._visit(node)
-        return (None, self.reasons) if self.reasons else (self.steps, [])
+        if self.reasons:
+            return None, self.reasons
+        return _fused(self.steps), [reason for step in self.steps for reason in getattr(step, "reasons", [])]
 
     def _visit(self, node: fx.Node) -> None:
         size = self._size(node)
@@ -151,9 +173,7 @@ class _Chain:
             used = [source for source in node.all_input_nodes if source in self.chain]
             if used != [self.chain[-1]]:
                 raise NotLowered("a branch: not a chain of layers")
-            step = self._step(node)
-            self.steps.append(step)
-            self.reasons.extend(getattr(step, "reasons", []))
+            self.steps += _listed(self._step(node))
         except NotLowered as why:
             self.reasons.append(f"{_label(node, self.modules)}: {why}")
         self.chain.append(node)
@@ -171,7 +191,7 @@ class _Chain:
             return layers.BATCH if rest == [0] else _UNKNOWN
         return None
 
-    def _step(self, node: fx.Node) -> Step:
+    def _step(self, node: fx.Node) -> Step | list[Step]:
         if node.op == "call_module":
             module = self.modules[str(node.target)]
             if type(module) not in layers.MODULES:

@@ -16,7 +16,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_input
+
+from sparring.gradients import kernels
 
 aten = torch.ops.aten
 
@@ -29,30 +30,110 @@ class NotLowered(Exception):
 
 
 class Step(Protocol):
-    """One layer."""
+    """One layer. With an attribute ``takes_precision``, forward takes the precision as well, and sees to it itself."""
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Any]: ...
+    @property
+    def forward(self) -> Callable[..., tuple[Tensor, Any]]: ...
 
-    def backward(self, grad: Tensor, saved: Any) -> Tensor: ...
+    @property
+    def backward(self) -> Callable[[Tensor, Any], Tensor]: ...
+
+
+class Activation:
+    """An elementwise function, with its derivative as a function of its output."""
+
+    _forwards: ClassVar[dict[str, Callable[..., Tensor]]] = {
+        "relu": torch.relu,
+        "sigmoid": torch.sigmoid,
+        "tanh": torch.tanh,
+        "softplus": F.softplus,
+    }
+
+    def __init__(self, name: str, slope: float = 0.01) -> None:
+        self.name, self.slope = name, slope
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self._function(x)
+        return y, y
+
+    def over(self, z: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The function of ``z + bias``; `z` (..., H) is overwritten, `bias` is (H,), or (M, H) for `z` (M, ..., H)."""
+        if kernels.supported(z):
+            return kernels.bias_activation_(z, bias, self.name, slope=self.slope)
+        if bias is not None:
+            z += bias if bias.ndim == 1 else bias.unsqueeze(1)
+        return self._function(z)
+
+    def backward(self, grad: Tensor, saved: Tensor) -> Tensor:
+        form = form_of(saved)
+        grad, output = grad.contiguous(memory_format=form), flat(saved.contiguous(memory_format=form))
+        self.towards(flat(grad).view(len(output), grad.shape[0] // max(1, len(output)), output.shape[1]), output)
+        return grad
+
+    def towards(self, grad: Tensor, output: Tensor) -> Tensor:
+        """Multiply `grad` (..., R, H) in place by the derivative where the function is `output` (..., H)."""
+        if kernels.supported(grad):
+            return kernels.activation_backward_(grad, output, self.name, slope=self.slope)
+        output = output.unsqueeze(-2)
+        if self.name == "relu":
+            return grad.mul_(output > 0)
+        if self.name == "sigmoid":
+            return grad.mul_(output * (1 - output))
+        if self.name == "tanh":
+            return grad.mul_(1 - output * output)
+        if self.name == "leaky_relu":
+            return grad.mul_(torch.where(output > 0, 1, self.slope))
+        return grad.mul_(-torch.expm1(-output))
+
+    def _function(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(x, self.slope) if self.name == "leaky_relu" else self._forwards[self.name](x)
+
+
+class Softplus:
+    """log(1 + exp(beta x)) / beta, and x where beta x is above `threshold`; backward needs its input."""
+
+    def __init__(self, beta: float, threshold: float) -> None:
+        self.options = (beta, threshold)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return F.softplus(x, *self.options), x
+
+    def backward(self, grad: Tensor, saved: Tensor) -> Tensor:
+        blocks, x = _blocks(grad.contiguous(), saved)
+        result: Tensor = aten.softplus_backward(blocks, x, *self.options)
+        return result.view(grad.shape)
 
 
 class Linear:
-    """y = x Wᵀ + b over the last dimension."""
+    """y = x Wᵀ + b over the last dimension, and an activation."""
+
+    activation: Activation | None = None
 
     def __init__(self, weight: Live, bias: Live) -> None:
         self.weight, self.bias = weight, bias
 
-    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         _need(x, 2, None, "a linear layer")
-        return F.linear(x, _as(self.weight(), x), _as(self.bias(), x)), None
+        weight, bias = as_dtype(self.weight(), x), as_dtype(self.bias(), x)
+        if self.activation is None:
+            return F.linear(x, weight, bias), None
+        y = self.activation.over(F.linear(x, weight), bias)
+        return y, y
 
-    def backward(self, grad: Tensor, saved: None) -> Tensor:
-        result: Tensor = grad @ _as(self.weight(), grad)
+    def backward(self, grad: Tensor, saved: Tensor | None) -> Tensor:
+        if self.activation is not None and saved is not None:
+            grad = self.activation.backward(grad, saved)
+        result: Tensor = grad @ as_dtype(self.weight(), grad)
         return result
 
 
 class Conv2d:
-    """Cross-correlation with zero padding; "same" pads the odd row and column at the end, as torch does."""
+    """Cross-correlation with zero padding, and an activation; "same" pads the odd row at the end, as torch does.
+
+    On the CPU images are worked on in channels-last form, whatever form they come in.
+    """
+
+    activation: Activation | None = None
 
     def __init__(
         self,
@@ -66,21 +147,29 @@ class Conv2d:
         self.weight, self.bias, self.stride, self.dilation, self.groups = weight, bias, stride, dilation, groups
         self.padding = padding
 
-    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[tuple[int, ...], Tensor | None]]:
         _need(x, 4, 4, "a convolution")
-        weight = _as(self.weight(), x)
+        weight = as_dtype(self.weight(), x)
         padding, extra = self._padding(weight)
         if any(extra):
             x = F.pad(x, (0, extra[1], 0, extra[0]))
-        y = F.conv2d(x, weight, _as(self.bias(), x), self.stride, padding, self.dilation, self.groups)
-        return y, tuple(x.shape[1:])
+        if x.device.type == "cpu":
+            x = x.contiguous(memory_format=torch.channels_last)
+        y = F.conv2d(x, weight, as_dtype(self.bias(), x), self.stride, padding, self.dilation, self.groups)
+        if self.activation is None:
+            return y, (tuple(x.shape[1:]), None)
+        y = unflat(self.activation.over(flat(y)), y)
+        return y, (tuple(x.shape[1:]), y)
 
-    def backward(self, grad: Tensor, saved: tuple[int, ...]) -> Tensor:
-        weight = _as(self.weight(), grad)
+    def backward(self, grad: Tensor, saved: tuple[tuple[int, ...], Tensor | None]) -> Tensor:
+        shape, output = saved
+        if self.activation is not None and output is not None:
+            grad = self.activation.backward(grad, output)
+        weight = as_dtype(self.weight(), grad)
         padding, extra = self._padding(weight)
-        size = (grad.shape[0], *saved)
-        result: Tensor = conv2d_input(size, weight, grad, self.stride, padding, self.dilation, self.groups)  # type: ignore[no-untyped-call]
-        return result[:, :, : saved[1] - extra[0], : saved[2] - extra[1]] if any(extra) else result
+        size = (grad.shape[0], *shape)
+        result = kernels.conv_input_grad(grad, weight, size, self.stride, padding, self.dilation, self.groups)
+        return result[:, :, : shape[1] - extra[0], : shape[2] - extra[1]] if any(extra) else result
 
     def _padding(self, weight: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
         """Rows and columns added on either side, and further ones at the end."""
@@ -90,39 +179,6 @@ class Conv2d:
             return (0, 0), (0, 0)
         rows, columns = (d * (k - 1) for d, k in zip(self.dilation, weight.shape[2:], strict=True))
         return (rows // 2, columns // 2), (rows % 2, columns % 2)
-
-
-class Activation:
-    """An elementwise function whose derivative follows from its output (softplus: from its input)."""
-
-    forwards: ClassVar[dict[str, Callable[..., Tensor]]] = {
-        "relu": torch.relu,
-        "sigmoid": torch.sigmoid,
-        "tanh": torch.tanh,
-        "leaky_relu": F.leaky_relu,
-        "softplus": F.softplus,
-    }
-
-    def __init__(self, name: str, *options: float) -> None:
-        self.name, self.options = name, options
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        y = self.forwards[self.name](x, *self.options)
-        return y, x if self.name in ("softplus", "leaky_relu") else y
-
-    def backward(self, grad: Tensor, saved: Tensor) -> Tensor:
-        blocks, saved = _blocks(grad, saved)
-        if self.name == "relu":
-            aten.threshold_backward.grad_input(blocks, saved, 0, grad_input=blocks)
-        elif self.name == "sigmoid":
-            aten.sigmoid_backward.grad_input(blocks, saved, grad_input=blocks)
-        elif self.name == "tanh":
-            aten.tanh_backward.grad_input(blocks, saved, grad_input=blocks)
-        elif self.name == "leaky_relu":
-            aten.leaky_relu_backward.grad_input(blocks, saved, *self.options, False, grad_input=blocks)
-        else:
-            aten.softplus_backward.grad_input(blocks, saved, *self.options, grad_input=blocks)
-        return grad
 
 
 class Softmax:
@@ -143,25 +199,38 @@ class Softmax:
 
 
 class MaxPool2d:
-    """Maximum of each window; the gradient goes to the one entry that was it."""
+    """Maximum of each window, after ReLU where that is part of it; the gradient goes to the one entry that was it."""
 
     def __init__(self, size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> None:
-        self.options = (size, stride or size, padding, dilation, ceil_mode)
+        options = (size, size if stride is None else stride, padding, dilation)
+        self.size, self.stride, self.padding, self.dilation = map(pair, options)
+        self.ceil_mode, self.relu = ceil_mode, False
 
     def forward(self, x: Tensor) -> tuple[Tensor, Any]:
         _need(x, 4, 4, "max-pooling")
-        y, indices = F.max_pool2d(x, *self.options, return_indices=True)
-        return y, (indices, tuple(x.shape[1:]))
+        size, stride, padding, dilation = self.size, self.stride, self.padding, self.dilation
+        if kernels.supported(x) and kernels.relu_pool_fits(size, padding, dilation):
+            kind = "relu" if self.relu else "identity"
+            y, index = kernels.relu_pool(x, None, size, stride, padding, kind, ceil_mode=self.ceil_mode)
+            return y, (index, tuple(x.shape[1:]))
+        if self.relu:
+            x = x.relu()
+        y, index = F.max_pool2d(x, size, stride, padding, dilation, self.ceil_mode, return_indices=True)
+        return y, (index, tuple(x.shape[1:]), y)
 
     def backward(self, grad: Tensor, saved: Any) -> Tensor:
-        indices, shape = saved
-        repeats = grad.shape[0] // max(1, indices.shape[0])
-        if repeats > 1:
-            indices = indices.repeat_interleave(repeats, 0)
-        size, stride, padding, dilation, ceil_mode = self.options
+        index, shape, *output = saved
+        count = grad.shape[0] // max(1, index.shape[0])
+        if count > 1:
+            index, *output = (tensor.repeat_interleave(count, 0) for tensor in (index, *output))
+        if not output:
+            return kernels.relu_pool_backward(grad, index, shape[1:], self.size, self.stride, self.padding)
+        if self.relu:
+            grad = grad * (output[0] > 0)
+        grad = grad.contiguous()
         pooled = grad.new_empty((grad.shape[0], *shape))  # only its shape counts
-        pairs = [_pair(option) for option in (size, stride, padding, dilation)]
-        result: Tensor = aten.max_pool2d_with_indices_backward(grad.contiguous(), pooled, *pairs, ceil_mode, indices)
+        options = (list(self.size), list(self.stride), list(self.padding), list(self.dilation), self.ceil_mode)
+        result: Tensor = aten.max_pool2d_with_indices_backward(grad, pooled, *options, index)
         return result
 
 
@@ -171,7 +240,8 @@ class AvgPool2d:
     def __init__(
         self, size: Any, stride: Any, padding: Any, ceil_mode: bool, count_include_pad: bool, divisor: int | None
     ) -> None:
-        self.options = (_pair(size), _pair(stride or size), _pair(padding), ceil_mode, count_include_pad, divisor)
+        sizes = (size, size if stride is None else stride, padding)
+        self.options: tuple[Any, ...] = (*map(pair, sizes), ceil_mode, count_include_pad, divisor)
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         _need(x, 4, 4, "average-pooling")
@@ -289,11 +359,14 @@ class Identity:
 class Autograd:
     """Any model, differentiated by autograd; under ``torch.no_grad()`` and inference mode as well."""
 
+    takes_precision = True
+
     def __init__(self, model: Callable[[Tensor], Tensor]) -> None:
         self.model = model
 
-    def forward(self, x: Tensor, half: bool = False) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        autocast = torch.autocast(x.device.type, torch.bfloat16) if half else nullcontext()
+    def forward(self, x: Tensor, precision: str) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        autocast = torch.autocast(x.device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+        x = x.float() if precision == "bf16" and x.dtype is torch.bfloat16 else x
         with torch.inference_mode(False), torch.enable_grad(), autocast:
             leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
             output = self.model(leaf)
@@ -321,7 +394,7 @@ def _blocks(grad: Tensor, saved: Tensor) -> tuple[Tensor, Tensor]:
     return grad.view(saved.shape[0], count, *saved.shape[1:]), saved.unsqueeze(1)
 
 
-def _as(weight: Any, x: Tensor) -> Any:
+def as_dtype(weight: Any, x: Tensor) -> Any:
     """`weight` in bfloat16 if that is what is computed in; another dtype than that of `x` is a matter for the model."""
     if weight is None or weight.dtype is x.dtype:
         return weight
@@ -335,5 +408,25 @@ def _need(x: Tensor, least: int, most: int | None, what: str) -> None:
         raise NotLowered(f"{what} on an input with {x.ndim} dimensions")
 
 
-def _pair(value: Any) -> list[int]:
-    return [value, value] if isinstance(value, int) else list(value)
+def pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def form_of(x: Tensor) -> torch.memory_format:
+    last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def flat(x: Tensor) -> Tensor:
+    """`x` as (B, N) in the order of its memory; a copy if it is neither contiguous nor channels-last."""
+    if form_of(x) is torch.channels_last:
+        x = x.permute(0, 2, 3, 1)
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
+
+
+def unflat(rows: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `flat`, for rows that came from `like`."""
+    if form_of(like) is torch.channels_last:
+        batch, channels, height, width = like.shape
+        return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+    return rows.view(like.shape)

@@ -1,0 +1,145 @@
+"""The members of an ensemble as one step, from the input to their logits, (M, B, K).
+
+Dense members of one architecture are stacked: the first layers are one matrix, (B, D) x (D, M H), and so is the way
+back, (B, M H) x (M H, D), which sums over the members as it goes; an (M, B, D) array never exists. What cannot be
+stacked is gone through member by member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sparring.gradients.lowered import Lowered
+from sparring.gradients.steps import Flatten, Linear, Reshape, Step, as_dtype
+
+
+class Members:
+    """One member after the other; each is lowered, or left to autograd, on its own."""
+
+    takes_precision = True
+
+    def __init__(self, members: Sequence[Lowered]) -> None:
+        self.members = members
+        self.reasons = [f"member {i}: {reason}" for i, member in enumerate(members) for reason in member.reasons]
+
+    def forward(self, x: Tensor, precision: str) -> tuple[Tensor, Any]:
+        passes = [member.forward(x, precision) for member in self.members]
+        shapes = {tuple(logits.shape) for logits, _ in passes}
+        if len(shapes) > 1:
+            raise ValueError(f"the members of an ensemble must return logits of one shape, but gave {sorted(shapes)}")
+        dtype = torch.float32 if precision == "bf16" else passes[0][0].dtype
+        return torch.stack([logits.to(dtype) for logits, _ in passes]), passes
+
+    def backward(self, grad: Tensor, saved: Any) -> Tensor:
+        result: Tensor | None = None
+        for member, one, (logits, tape) in zip(self.members, grad, saved, strict=True):
+            towards = member.backward(one.to(logits.dtype), tape)
+            result = towards if result is None else result.add_(towards)
+        assert result is not None
+        return result
+
+
+class StackedDense:
+    """Linear layers and activations of all members at once.
+
+    The first layer's units lie side by side, (B, M H); later layers are batched products, (M, B, H).
+    """
+
+    def __init__(self, reshapes: Sequence[Step], layers: Sequence[Sequence[Linear]]) -> None:
+        self.reshapes, self.layers = reshapes, layers
+        self.activations = [members[0].activation for members in layers]
+        self.members = len(layers[0])
+        self._key: Any = None
+        self._stacked: list[tuple[Tensor, Tensor | None]] = []
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Any]:
+        shapes, outputs = [], []
+        for reshape in self.reshapes:
+            x, shape = reshape.forward(x)
+            shapes.append(shape)
+        for i, ((weight, bias), activation) in enumerate(zip(self._weights(x), self.activations, strict=True)):
+            z = torch.bmm(x, weight.transpose(1, 2)) if i else F.linear(x, weight)
+            if activation is not None:
+                z = activation.over(z, bias)
+            elif bias is not None:
+                z += bias.unsqueeze(1) if i else bias
+            outputs.append(z)
+            x = z if i else z.view(len(z), self.members, -1 if z.numel() else 0).transpose(0, 1)
+        return x, (shapes, outputs)
+
+    def backward(self, grad: Tensor, saved: Any) -> Tensor:
+        shapes, outputs = saved
+        members, rows = grad.shape[:2]
+        weights = self._weights(grad)
+        for i in range(len(weights) - 1, -1, -1):
+            weight, activation, output = weights[i][0], self.activations[i], outputs[i]
+            if i == 0:
+                grad = grad.transpose(0, 1).reshape(rows, -1)
+            if activation is not None:
+                batch = output.shape[-2]
+                blocks = (*grad.shape[:-2], batch, rows // max(1, batch), grad.shape[-1])
+                activation.towards(grad.view(blocks), output)
+            if i > 1:
+                grad = torch.bmm(grad, weight)
+            elif i == 1:  # written side by side, as the first layer's units are
+                side_by_side = grad.new_empty(rows, members, weight.shape[2])
+                grad = torch.bmm(grad, weight, out=side_by_side.transpose(0, 1))
+            else:
+                grad = grad @ weight
+        for reshape, shape in zip(reversed(self.reshapes), reversed(shapes), strict=True):
+            grad = reshape.backward(grad, shape)
+        return grad
+
+    def _weights(self, x: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        """Copies of the weights side by side, in the dtype of `x`; renewed whenever torch says that one changed.
+
+        Torch counts changes in place, but not those through ``.data``.
+        """
+        tensors = [live() for members in self.layers for layer in members for live in (layer.weight, layer.bias)]
+        tracked = not any(t is not None and t.is_inference() for t in tensors)
+        key = [x.dtype, *((t.data_ptr(), t._version) for t in tensors if t is not None)] if tracked else None
+        if key is None or key != self._key:
+            pairs = iter(tensors)
+            stacked = []
+            for i, members in enumerate(self.layers):
+                weights, biases = zip(*((next(pairs), next(pairs)) for _ in members), strict=True)
+                join = torch.stack if i else torch.cat
+                bias = None if biases[0] is None else as_dtype(join(biases), x)
+                stacked.append((as_dtype(join(weights), x), bias))
+            self._key, self._stacked = key, stacked
+        return self._stacked
+
+
+def stacked(members: Sequence[Lowered]) -> StackedDense | None:
+    """All members as one stack, if they are linear layers of one shape throughout, behind the same reshapes."""
+    if not all(member.is_lowered for member in members):
+        return None
+    chains = [member.steps for member in members]
+    reshapes = [step for step in chains[0] if isinstance(step, (Flatten, Reshape))]
+    count = len(reshapes)
+    layers: list[list[Linear]] = []
+    for level in zip(*chains, strict=False):
+        if len(layers) == 0 and len(level) and all(_same_reshape(step, level[0]) for step in level):
+            continue
+        linear = [step for step in level if isinstance(step, Linear)]
+        if len(linear) < len(level) or any(_layout(step) != _layout(linear[0]) for step in linear):
+            return None
+        layers.append(linear)
+    if not layers or any(len(chain) != count + len(layers) for chain in chains):
+        return None
+    return StackedDense(reshapes, layers)
+
+
+def _same_reshape(step: Step, other: Step) -> bool:
+    return isinstance(step, (Flatten, Reshape)) and type(step) is type(other) and vars(step) == vars(other)
+
+
+def _layout(step: Linear) -> Any:
+    weight, bias, activation = step.weight(), step.bias(), step.activation
+    kind = None if activation is None else (activation.name, activation.slope)
+    return weight.shape, weight.dtype, weight.device, None if bias is None else bias.shape, kind

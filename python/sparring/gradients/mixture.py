@@ -1,0 +1,87 @@
+"""From the logits of an ensemble's members, (M, B, K), to those of the ensemble, (B, K), and to its loss."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sparring import losses
+from sparring.gradients import kernels
+from sparring.losses import Loss
+
+
+def mix(logits: Tensor, weights: Tensor, combine: str) -> Tensor:
+    """The logits of a mixture, (B, K), from its members', (M, B, K): see `sparring.Ensemble`."""
+    weights = weights.to(logits.dtype)[:, None, None]
+    if combine == "logits":
+        return (weights * logits).sum(0)
+    if combine == "loss":
+        return (weights * logits.log_softmax(-1)).sum(0)
+    return (weights.log() + logits.log_softmax(-1)).logsumexp(0)
+
+
+class Combine:
+    """`mix` as a step, in float32 at least."""
+
+    def __init__(self, ensemble: Any) -> None:
+        self.ensemble = ensemble
+
+    @property
+    def combine(self) -> str:
+        return str(self.ensemble.combine)
+
+    @property
+    def weights(self) -> Tensor:
+        weights: Tensor = self.ensemble.weights
+        return weights
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, torch.dtype]]:
+        logits = x if x.dtype is torch.float64 else x.float()
+        mixed = mix(logits, self.weights, self.combine)
+        return mixed, (logits, mixed, x.dtype)
+
+    def backward(self, grad: Tensor, saved: tuple[Tensor, Tensor, torch.dtype]) -> Tensor:
+        logits, mixed, dtype = saved
+        members, batch, classes = logits.shape
+        blocks = grad.view(batch, grad.shape[0] // max(1, batch), classes)
+        weights = self.weights.to(logits.dtype)[:, None, None]
+        share = weights  # of each member's log-probability in the mixture
+        if self.combine == "probs":
+            share = (weights.log() + logits.log_softmax(-1) - mixed).exp()
+        result = share.unsqueeze(2) * blocks
+        if self.combine != "logits":
+            result = result - logits.softmax(-1).unsqueeze(2) * result.sum(-1, keepdim=True)
+        return result.view(members, grad.shape[0], classes).to(dtype)
+
+
+class LossGrad(NamedTuple):
+    """Losses, (B,); their gradient, like the logits they came from; the logits of the model, (B, K)."""
+
+    loss: Tensor
+    grad: Tensor
+    logits: Tensor
+
+
+def loss_grad(loss: Loss, logits: Tensor, mixture: Combine | None, labels: Tensor, targets: Tensor | None) -> LossGrad:
+    """Loss of each example and its gradient towards the logits of a model, (B, K), or of its members, (M, B, K)."""
+    losses.check(loss, logits if mixture is None else logits[0], labels, targets)
+    labels, targets = labels.long(), None if targets is None else targets.long()
+    if isinstance(loss, str) and kernels.supported(logits):
+        how = "probs" if mixture is None else mixture.combine
+        weights = None if mixture is None else mixture.weights
+        return LossGrad(*kernels.loss_grad(logits, weights, labels, targets, loss, how))
+    with torch.inference_mode(False), torch.enable_grad():
+        if logits.is_inference() or labels.is_inference():  # which autograd cannot keep
+            logits, labels = logits.clone(), labels.clone()
+            targets = None if targets is None else targets.clone()
+        leaf = logits.detach().requires_grad_()
+        mixed = leaf if mixture is None else mix(leaf, mixture.weights.clone(), mixture.combine)
+        if mixture is not None and mixture.combine == "loss":
+            each = torch.stack([losses.value(loss, one, labels, targets) for one in leaf])
+            value = (mixture.weights.to(each)[:, None] * each).sum(0)
+        else:
+            value = losses.value(loss, mixed, labels, targets)
+        (grad,) = torch.autograd.grad(value.sum(), leaf)
+    return LossGrad(value.detach(), grad, mixed.detach())
