@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sparring._text import percent
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -59,7 +61,7 @@ def curves(
     *,
     x: str,
     y: str,
-    percent: bool = False,
+    shares: bool = False,
     marks: Sequence[float] = (),
     level: tuple[str, float] | None = None,
 ) -> Figure:
@@ -77,7 +79,7 @@ def curves(
         axes.axvline(mark, color=theme.faint, lw=0.8, ls=(0, (1, 2.5)), zorder=1)
     if level is not None:
         axes.axhline(level[1], color=theme.faint, lw=1, ls=(0, (4, 3)), label=level[0], zorder=2)
-    if percent:
+    if shares:
         axes.set_ylim(0, 1)
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     else:
@@ -94,12 +96,12 @@ def bars(
 ) -> Figure:
     """Shares in [0, 1] as horizontal bars with their names above; the `strong` ones stand out, `level` is a line."""
     row = 0.42
-    figure, axes = _axes(theme, row * len(values), top=_legend_height(1), left=RIGHT)
+    figure, axes = _axes(theme, row * len(values), top=_legend_height(1), left=0.25, right=0.25)
     for i, (label, value) in enumerate(values.items()):
         colour = theme.series[1] if label in strong else theme.series[0]
         axes.barh(i + 0.16, value, height=0.42, color=colour, zorder=3)
         axes.text(0, i - 0.2, label, color=theme.ink, fontsize=8.5, va="center", ha="left")
-        axes.text(1, i - 0.2, f"{100 * value:.1f} %", color=theme.faint, fontsize=8.5, va="center", ha="right")
+        axes.text(1, i - 0.2, percent(value), color=theme.faint, fontsize=8.5, va="center", ha="right")
     axes.axvline(level[1], color=theme.faint, lw=1, ls=(0, (4, 3)), label=level[0], zorder=4)
     axes.set_xlim(0, 1)
     axes.set_ylim(len(values) - 0.45, -0.5)

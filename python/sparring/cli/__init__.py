@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sparring.cli import retraining
+from sparring.cli import audit, retraining
 from sparring.cli._common import users_errors
 
 app = typer.Typer(
@@ -62,3 +62,4 @@ def report(run: Annotated[Path, typer.Argument(help="Folder of the run.", show_d
 
 
 app.command(help=retraining.HELP, epilog=retraining.EXAMPLES)(retraining.retrain)
+app.command(help=audit.HELP, epilog=audit.EXAMPLES)(audit.audit)

@@ -52,8 +52,9 @@ def save(run: Run, evaluation: Evaluation, x: Tensor) -> None:
             "examples/images": row.examples.images, "examples/predictions": row.examples.predictions,
         } | {f"distance/{norm}": distance for norm, distance in row.distances.items()}  # fmt: skip
         tensors |= {f"{i}/{name}": tensor for name, tensor in found.items() if tensor is not None}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, run.path / "examples.safetensors")
     evaluation.to_json(run.path / "results.json")
+    apart = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}  # the format shares no memory
+    save_file(apart, run.path / "examples.safetensors")
 
 
 def story(run: Run) -> tuple[Summary, list[Section]]:
@@ -114,7 +115,7 @@ class _Story:
             caveat=CAVEAT.format(images=self.images, intervals=intervals),
             tiles=self._tiles(),
             command=self.config.get("command", "sparring audit"),
-            tables=[self.config["audit"], self._setting_up()],
+            tables=[self._settings(), self._setting_up()],
             warnings=[f"{warning[0].upper()}{warning[1:]}." for warning in self.found["warnings"]],
         )
 
@@ -122,11 +123,16 @@ class _Story:
         tiles = [Tile("accuracy on the images as they are", percent(self.clean), f"{self.images} images")]
         for case in self.cases:
             strongest = min(self._of(case), key=lambda attack: attack["accuracy"])
-            tiles.append(Tile("robust accuracy", percent(case["accuracy"]), _threat(case)))
-            tiles.append(Tile(f"strongest attack, {_threat(case)}", strongest["name"], percent(strongest["accuracy"])))
+            small = f"strongest: {strongest['name']}, {percent(strongest['accuracy'])}"
+            tiles.append(Tile(f"robust accuracy, {_threat(case)}", percent(case["accuracy"]), small))
         seconds = sum(attack["seconds"] for attack in self.attacks)
         tiles.append(Tile("time of the attacks", f"{seconds:.0f} s", f"{len(self.attacks)} attacks"))
         return tiles
+
+    def _settings(self) -> dict[str, Any]:
+        ran = ", ".join(f"{attack['name']} ({_threat(attack)})" for attack in self.attacks)
+        settings = {name: value for name, value in self.config["audit"].items() if name not in ("attacks", "eps")}
+        return {"attacks": ran} | {name: value for name, value in settings.items() if value is not None}
 
     def _setting_up(self) -> dict[str, Any]:
         table = {"weights": self.config["weights"]["file"], "network": self.config["network"]["name"]}
@@ -191,13 +197,14 @@ class _Story:
             classes = [float(c) for c in range(values.shape[1])]
             known = np.nan_to_num(values[-1], nan=2.0)
             weakest = int(known.argmin())
+            words = f"class {weakest} is the weakest, with {percent(float(known[weakest]))} in the worst case"
+            words = words if case["accuracy"] else "no image of any class withstands all"
             pictures.append(
                 Picture(
                     f"classes_{_file(case)}",
                     f"Robust accuracy by class, {_threat(case)}",
-                    f"class {weakest} is the weakest, with {percent(float(known[weakest]))} in the worst case",
-                    f"Map of the robust accuracy by class and attack with {_threat(case)}; class {weakest} is the "
-                    f"weakest with {percent(float(known[weakest]))} in the worst case.",
+                    words,
+                    f"Map of the robust accuracy by class and attack with {_threat(case)}: {words}.",
                     partial(figures.share_map, xs=classes, values=values, x="class", rows=[*rows], y=""),
                 )
             )
@@ -207,7 +214,7 @@ class _Story:
     def _images(self) -> Section:
         pictures = []
         for case in self.cases:
-            attacks = [a for a in self._of(case) if len(self._example(a, "index"))]
+            attacks = [a for a in self._of(case) if a["kind"] != "noise" and len(self._example(a, "index"))]
             if attacks and self.tensors["originals/images"].dim() == 4:
                 names = [attack["name"] for attack in attacks]
                 pictures.append(
@@ -251,8 +258,8 @@ class _Story:
             curves = {a["name"]: self._curve(a) for a in self._of(case) if a["kind"] == "iterative" and a["fooled"]}
             shown = {name: curve for name, curve in curves.items() if curve is not None}
             if shown:
-                late = [name for name, (_, ys) in shown.items() if ys[-2] - ys[-1] > 0.01]
-                words = f"still falling at the end: {', '.join(late)}" if late else "all are level at the end"
+                late = [name for name, (_, ys) in shown.items() if ys[-1] > 0 and ys[-2] - ys[-1] > 0.01]
+                words = f"still falling at the end: {', '.join(late)}" if late else "none still falls at the end"
                 pictures.append(
                     Picture(
                         f"steps_{_file(case)}",
@@ -260,7 +267,7 @@ class _Story:
                         words,
                         f"Curves of the share of images standing by the steps taken, with {_threat(case)}, for "
                         f"{', '.join(shown)}: {words}.",
-                        partial(figures.curves, series=shown, x="% of the attack's steps", y="", percent=True),
+                        partial(figures.curves, series=shown, x="% of the attack's steps", y="", shares=True),
                     )
                 )
         text = "Robust accuracy as each attack goes on. Where a curve still falls at its right end, give it more steps."
@@ -285,7 +292,7 @@ class _Story:
 
 
 def _threat(found: dict[str, Any]) -> str:
-    return f"{found['norm']} {_eps(found)}"
+    return f"{found['norm']}, eps {_eps(found)}"
 
 
 def _eps(found: dict[str, Any]) -> str:
@@ -294,4 +301,4 @@ def _eps(found: dict[str, Any]) -> str:
 
 
 def _file(found: dict[str, Any]) -> str:
-    return _threat(found).replace(" ", "_")
+    return f"{found['norm']}_{_eps(found)}"

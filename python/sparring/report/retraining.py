@@ -248,7 +248,7 @@ class _Story:
                     "Attempts that fool it",
                     "and the mean probability of the wanted class",
                     f"Curve of the share of attempts that fool the network, by generation: {_from_to(fooling)}.",
-                    lambda theme: figures.curves(theme, found, x=x, y="", percent=True),
+                    lambda theme: figures.curves(theme, found, x=x, y="", shares=True),
                 ),
                 Picture(
                     "0_sparsity",
@@ -293,7 +293,7 @@ class _Story:
             "Taken for fooling images",
             "real images that the network rejects",
             f"Curves of the share of real images taken for fooling images by epoch; test: {_from_to(alarms['test'])}.",
-            lambda theme: figures.curves(theme, alarms, x="epoch", y="", percent=True, marks=self.marks),
+            lambda theme: figures.curves(theme, alarms, x="epoch", y="", shares=True, marks=self.marks),
         )
         curve, classes = self._pair("9_10", accuracy, "10/accuracy", self.epochs, "test images classified correctly")
         return Section(
@@ -331,7 +331,7 @@ class _Story:
                 "Epoch by epoch",
                 "dotted lines: a new attack",
                 f"Curves of {', '.join(series)} by epoch, metric {metric}; {first} goes {_from_to(series[first])}.",
-                lambda theme: figures.curves(theme, series, x="epoch", y="", percent=True, marks=self.marks),
+                lambda theme: figures.curves(theme, series, x="epoch", y="", shares=True, marks=self.marks),
             ),
             Picture(
                 f"{file}_classes",

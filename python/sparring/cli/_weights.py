@@ -1,0 +1,99 @@
+"""A network of the user's, with the weights in a safetensors file."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparring.cli import _common as common
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+
+
+def load_network(weights: Path, arch: str, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """The network that `arch` names, with the weights in the file."""
+    from torch import nn
+
+    from sparring.networks import build, load_weights
+
+    _check_weights(weights)
+    source = common.network(arch, "--arch")
+    if isinstance(source, str):
+        network = build(source, input_shape, classes)
+    else:
+        made = _made(source, arch, classes)
+        if not isinstance(made, nn.Module):
+            raise ValueError(f"--arch {arch} made a {type(made).__name__}; wanted is a torch.nn.Module")
+        network = made
+    try:
+        return load_weights(network, weights)
+    except ValueError:
+        raise ValueError(_mismatch(network, weights, arch, input_shape, classes)) from None
+
+
+def _made(make: Callable[..., Any], arch: str, classes: int) -> Any:
+    """What the class or function makes: with no argument, or with the number of classes if it needs one."""
+    empty = inspect.Parameter.empty
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(make).parameters.values()
+    needed = [p for p in parameters if p.default is empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if len(needed) > 1 or any(p.kind not in positional for p in needed):
+        names = ", ".join(p.name for p in needed)
+        raise ValueError(
+            f"--arch {arch} needs {names}, but is called with the number of classes at most: write a function that "
+            "makes the network, and name that"
+        )
+    return make(*[classes] * len(needed))
+
+
+def _check_weights(weights: Path) -> None:
+    """A safetensors file; for others a line on how to convert them."""
+    if not weights.is_file():
+        raise ValueError(f"there is no file {weights}")
+    if weights.suffix in PICKLES:
+        convert = (
+            "import torch; from safetensors.torch import save_file; save_file({k: v.contiguous().clone() for k, v in "
+            f"torch.load('{weights}', weights_only=True).items()}}, '{weights.with_suffix('.safetensors')}')"
+        )
+        raise ValueError(
+            f"{weights} is a pickle, which can run any code when it is read: only safetensors files are read. Convert "
+            f'the state_dict in it once: python -c "{convert}"'
+        )
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(weights, "pt") as file:
+            file.keys()
+    except SafetensorError as error:
+        raise ValueError(f"{weights} is no safetensors file: {error}") from None
+
+
+def _mismatch(network: nn.Module, weights: Path, arch: str, input_shape: tuple[int, ...], classes: int) -> str:
+    """What differs between a file of weights and a network, and which built-in network would fit."""
+    from safetensors import safe_open
+
+    from sparring.networks import NETWORKS, build
+
+    with safe_open(weights, "pt") as file:
+        have = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    want = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    differing = [f"{n} (file {have[n]}, network {want[n]})" for n in want if n in have and have[n] != want[n]]
+    differences = {
+        "the file lacks": [name for name in want if name not in have],
+        "the network lacks": [name for name in have if name not in want],
+        "of other shape:": differing,
+    }
+    parts = [
+        f"{what} {', '.join(names[:4])}{' ...' * (len(names) > 4)}" for what, names in differences.items() if names
+    ]
+    fitting = []
+    for name in NETWORKS:
+        shapes = {key: tuple(value.shape) for key, value in build(name, input_shape, classes).state_dict().items()}
+        fitting += [name] * (shapes == have)
+    hint = f"; they fit --arch {' or '.join(fitting)}" if fitting else ""
+    return f"{weights}: not the weights of --arch {arch}: {'; '.join(parts)}{hint}"

@@ -1,0 +1,267 @@
+"""The command `sparring audit`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from sparring.cli import _common as common
+from sparring.cli import _weights
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sparring.evaluation import AttackRow, Evaluation
+    from sparring.runs import Run
+
+RUN, DATA, ATTACKS = "Run", "Data and network", "Attacks"
+
+# Where nothing else is said: the radii that the data set is usually attacked with.
+USUAL_EPS = {
+    "digits": {"Linf": 0.3, "L2": 2.0, "L1": 5.0},
+    "mnist": {"Linf": 0.3, "L2": 2.0, "L1": 10.0},
+    "cifar10": {"Linf": 8 / 255, "L2": 0.5, "L1": 12.0},
+}
+
+HELP = (
+    "Attack a trained network, and say what share of the images withstands.\n\n"
+    "Every attack is run on the test images that the network classifies correctly; what it returns is classified and "
+    "measured again. The run's folder then holds results.json, the adversarial examples, figures and "
+    "[bold]report.html[/bold]."
+)
+
+EXAMPLES = """
+[bold]Examples[/bold]
+
+  [cyan]sparring audit weights.safetensors --arch net.py:Net --data mnist --data-dir data/mnist[/cyan]
+      a network of yours: Net() or Net(outputs) has to make it
+
+  [cyan]sparring audit weights.safetensors --arch lenet5 --data mnist --norm L1 --eps 10[/cyan]
+      a built-in network, in another norm
+
+  [cyan]sparring audit weights.safetensors --arch net.py:Net --attacks fgsm,pgd,apgd-t --images 0[/cyan]
+      only these attacks, on all test images
+"""
+
+
+def audit(
+    context: typer.Context,
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL.safetensors", help="File of the weights.", show_default=False)
+    ],
+    arch: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|FILE:CLASS",
+            help="The network: one of sparring.networks (mlp, cnn, lenet5, ...), or a class in a Python file, called "
+            "with no argument, or with the number of classes if it needs one.",
+            rich_help_panel=DATA,
+            show_default=False,
+        ),
+    ],
+    data: Annotated[
+        str, typer.Option(metavar="digits|mnist|cifar10", help="Test images.", rich_help_panel=DATA)
+    ] = "digits",
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder with the data's files; by default MNIST is downloaded.", rich_help_panel=DATA),
+    ] = None,
+    images: Annotated[int, typer.Option(min=0, help="So many, from the first; 0: all.", rich_help_panel=DATA)] = 500,
+    preprocessing: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MEAN,STD",
+            help="Between the images in \\[0, 1] and the network, such as 0.1307,0.3081; for colours three means, then "
+            "three deviations.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    attacks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="noise, fgsm, fgm, pgd, slide, apgd-ce, apgd-dlr, apgd-t, ..., separated by commas. "
+            "[dim]default: a battery for each norm[/dim]",
+            rich_help_panel=ATTACKS,
+        ),
+    ] = None,
+    norm: Annotated[
+        str, typer.Option(metavar="LIST", help="Linf, L2, L1, or several of them.", rich_help_panel=ATTACKS)
+    ] = "Linf,L2,L1",
+    eps: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="How far an image may be moved, for pixels in \\[0, 1], one number a norm. "
+            "[dim]default: what is usual for the data[/dim]",
+            rich_help_panel=ATTACKS,
+        ),
+    ] = None,
+    worst_case: Annotated[
+        bool,
+        typer.Option(
+            "--worst-case",
+            help="Attack only what the attacks before have left: faster, the same worst case.",
+            rich_help_panel=ATTACKS,
+        ),
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.", rich_help_panel=ATTACKS)] = 250,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the run; by default audit-<number>.", rich_help_panel=RUN)
+    ] = None,
+    runs_dir: Annotated[Path, typer.Option(help="Folder that holds the runs.", rich_help_panel=RUN)] = Path("runs"),
+    seed: Annotated[int, typer.Option(help="All randomness follows from it.", rich_help_panel=RUN)] = 0,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads of torch. [dim]default: torch's choice[/dim]", rich_help_panel=RUN),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where to work, such as cpu or cuda.", rich_help_panel=RUN)] = "cpu",
+) -> None:
+    """See `HELP`."""
+    import torch
+
+    from sparring.report import audit as results
+    from sparring.runs import Run
+
+    console = Console()
+    before = torch.get_num_threads()
+    run: Run | None = None
+    done = False
+    try:
+        with common.users_errors():
+            threats = _threats(norm, eps, data)
+            where = common.device(device)
+            test = common.data_set(data, data_dir, "test").to(where)
+            test = test if images in (0, len(test)) else test[: min(images, len(test))]
+            network = _weights.load_network(model, arch, test.input_shape, test.classes).to(where)
+            torch.set_num_threads(threads or before)
+            wanted = {
+                "attacks": attacks and [part.strip() for part in attacks.split(",")], "eps": threats,
+                "preprocessing": _preprocessing(preprocessing, test.input_shape[0]), "worst_case": worst_case,
+                "batch_size": batch_size, "seed": seed,
+            }  # fmt: skip
+            config = {
+                "command": common.command("audit", common.given(context)),
+                "data": {
+                    "name": data, "folder": None if data_dir is None else str(data_dir.resolve()),
+                    "shape": list(test.input_shape), "classes": test.classes, "images": len(test),
+                },
+                "weights": {"file": str(model.resolve()), "sha256": common.digest(model)},
+                "network": common.located(arch),
+                "device": device,
+                "threads": torch.get_num_threads(),
+                "audit": wanted,
+                "versions": common.versions(),
+            }  # fmt: skip
+            run = Run.create(runs_dir, name or "audit", config, numbered=name is None)
+            (run.path / "checkpoints").rmdir()
+            console.print(f"Run [bold]{run.path}[/bold]: {arch} on {len(test)} images of {data}", soft_wrap=True)
+            found = _evaluate(network, test.images, test.labels, wanted, console)
+            done = True
+            results.save(run, found, test.images)
+        page = _written(run)
+    except KeyboardInterrupt:
+        console.print("\nInterrupted; an audit cannot be resumed, and this one leaves no folder.")
+        raise typer.Exit(130) from None
+    finally:
+        torch.set_num_threads(before)
+        if run is not None and not done:
+            shutil.rmtree(run.path)  # which holds the configuration and nothing else
+    _print(found, console)
+    console.print(f"Report: {page}", soft_wrap=True)
+
+
+def _evaluate(network: nn.Module, x: Any, y: Any, wanted: dict[str, Any], console: Console) -> Evaluation:
+    import warnings
+
+    from sparring.attacks import GradientMaskingWarning
+    from sparring.evaluation import evaluate
+    from sparring.report.audit import KEPT
+
+    with common.progress_bar(console) as bar, warnings.catch_warnings():
+        warnings.simplefilter("ignore", GradientMaskingWarning)  # they are printed below the table
+        return evaluate(
+            network, x, y, wanted["attacks"], eps=wanted["eps"], preprocessing=wanted["preprocessing"],
+            worst_case=wanted["worst_case"], batch_size=wanted["batch_size"], seed=wanted["seed"], keep=KEPT,
+            on_progress=bar, on_row=lambda row: _print_row(row, console),
+        )  # fmt: skip
+
+
+def _written(run: Run) -> Path:
+    from sparring import report
+
+    return report.write(run)
+
+
+def _threats(norm: str, eps: str | None, data: str) -> dict[str, float]:
+    """Norms with their eps, from two lists."""
+    from sparring.attacks._norms import norm_name
+
+    try:
+        norms = [norm_name(part.strip() if not part.strip().isdigit() else int(part)) for part in norm.split(",")]
+    except ValueError as error:
+        raise ValueError(f"--norm {norm}: {error}") from None
+    if len(set(norms)) != len(norms):
+        raise ValueError(f"--norm {norm}: each norm once")
+    if eps is None:
+        usual = USUAL_EPS.get(data, USUAL_EPS["digits"])
+        return {name: usual[name] for name in norms}
+    sizes = _numbers("--eps", eps)
+    if len(sizes) != len(norms):
+        raise ValueError(f"--eps {eps}: {len(sizes)} numbers for {len(norms)} norms ({', '.join(norms)}); one for each")
+    return dict(zip(norms, sizes, strict=True))
+
+
+def _preprocessing(text: str | None, channels: int) -> dict[str, list[float]] | None:
+    if text is None:
+        return None
+    numbers = _numbers("--preprocessing", text)
+    if len(numbers) not in (2, 2 * channels):
+        raise ValueError(
+            f"--preprocessing {text}: {len(numbers)} numbers; wanted are a mean and a deviation, or {channels} "
+            "means, then as many deviations"
+        )
+    half = len(numbers) // 2
+    return {"mean": numbers[:half], "std": numbers[half:]}
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    """Numbers separated by commas; a fraction such as 8/255 is one."""
+    numbers = []
+    for part in text.split(","):
+        above, slash, below = part.partition("/")
+        try:
+            numbers.append(float(above) / float(below) if slash else float(above))
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f"{option} {text}: {part.strip()!r} is no number") from None
+    return numbers
+
+
+def _print_row(row: AttackRow, console: Console) -> None:
+    if not console.is_terminal:
+        from sparring._text import percent
+
+        line = f"  {row.name}, {row.threat}: robust accuracy {percent(row.accuracy)}, {row.seconds:.1f} s"
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _print(found: Evaluation, console: Console) -> None:
+    """The table and the verdict."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    head, lines = found.cells()
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for i, column in enumerate(head):
+        table.add_column(column, justify="left" if i < 2 else "right", no_wrap=i != 0)
+    for line in lines:
+        table.add_row(*line, style="bold" if line[0] == "worst case" else None)
+    console.print()
+    console.print(table)
+    for warning in found.warnings:
+        console.print(f"\n[bold dark_orange]Warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
+    console.print(f"\n[bold]{found.verdict}[/]", highlight=False, soft_wrap=True)

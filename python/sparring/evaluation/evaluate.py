@@ -1,0 +1,286 @@
+"""Run attacks on the same examples and check what they return."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparring._progress import Progress
+from sparring.attacks._model import held_still, preprocessed
+from sparring.attacks._norms import Norm
+from sparring.attacks._result import GradientMaskingWarning
+from sparring.evaluation.masking import evidence
+from sparring.evaluation.plan import Entry, Eps, Plan, make_plans, threat_name
+from sparring.evaluation.result import AttackRow, Evaluation, Examples
+from sparring.training.streams import stream
+
+NORMS = {"Linf": math.inf, "L2": 2.0, "L1": 1.0}
+OUTSIDE = 1e-6  # how far outside the bounds a point may be
+
+
+def evaluate(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    attacks: Iterable[Entry] | None = None,
+    *,
+    norm: Norm | None = None,
+    eps: Eps | Mapping[Any, Eps] | None = None,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    preprocessing: Mapping[str, Any] | nn.Module | None = None,
+    worst_case: bool = False,
+    batch_size: int = 250,
+    seed: int = 0,
+    tolerance: float = 1e-5,
+    keep: int = 0,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_row: Callable[[AttackRow], None] | None = None,
+) -> Evaluation:
+    """Attack the examples that `model` classifies correctly, and report what share withstands.
+
+    No attack is taken at its word: every point it returns is classified again, and its distance and its place in the
+    bounds are measured in float64; a point that is not allowed is reported, never counted.
+
+    Parameters
+    ----------
+    model
+        Maps (B, ...) to logits (B, K). Used in eval mode, and left exactly as it was.
+    x
+        (N, ...), float32 or float64, in `bounds`, on the model's device.
+    y
+        (N,), the true classes.
+    attacks
+        A list of: names (:data:`sparring.evaluation.NAMES`); functions ``f(model, x, y, ...)`` or
+        `functools.partial` of them, which return the adversarial points or an object with them as `adv`
+        (:class:`sparring.attacks.AttackResult`); pairs ``(name or function, options)``; dicts
+        ``{"attack": name or function, "name": how to call it, **options}``. A function gets the keyword arguments it
+        has parameters for, out of `eps`, `norm`, `bounds`, `generator`, `early_stop` and `return_result`, and its
+        options. An attack with neither eps nor norm among its options runs in every norm of `eps` that it can work in.
+        None: :data:`sparring.evaluation.BATTERIES` in each of these norms.
+    norm, eps
+        The threat model: 1, 2 or inf ("L1", "L2", "Linf"; None: inf) and the radius, a number or one per example, (N,).
+        For several: eps by norm, such as ``{"Linf": 0.3, "L1": 10.0}``.
+    bounds, preprocessing
+        The range of `x`, and what stands between it and the model: ``{"mean": ..., "std": ...}`` or a module.
+    worst_case
+        Attack only examples that no earlier attack under the same threat model fooled, as AutoAttack does: faster, and
+        the same worst case; but then a row's accuracy is what is left after it and the attacks before it.
+    batch_size
+        Examples attacked at a time.
+    seed
+        Every attack has random numbers of its own, which follow from the seed and its name: neither the other attacks
+        nor the batch size changes them (but with `worst_case`, which examples are left does).
+    tolerance
+        How much farther than eps a point may be, as a share of eps: for the rounding of other libraries' attacks.
+    keep
+        Adversarial examples to keep of each class, for each attack.
+    on_progress, on_row
+        Called as work goes on, and with each attack's row.
+
+    Returns
+    -------
+    Evaluation
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument is not acceptable, or an attack returns something else than points like `x`; names the attack.
+
+    Warns
+    -----
+    GradientMaskingWarning
+        If the figures show signs that the model hides its gradients; ``Evaluation.warnings`` says which.
+    """
+    module: nn.Module = getattr(model, "model", model) if getattr(model, "is_lowered", None) is not None else model
+    _check(x, y, bounds, batch_size)
+    y = y.long()
+    with held_still(module):
+        whole: Any = model if preprocessing is None else preprocessed(module, preprocessing, x)
+        judge: nn.Module = module if preprocessing is None else whole
+        logits = torch.cat([_logits(judge, x[rows]) for rows in _batches(torch.arange(len(x)), batch_size)])
+        if not bool(logits.isfinite().all()):
+            bad = int((~logits.isfinite().all(1)).nonzero()[0])
+            raise ValueError(f"model: its output for the unchanged example {bad} is not finite")
+        if int(y.max()) >= logits.shape[1]:
+            raise ValueError(f"y holds the class {int(y.max())}, but the model has {logits.shape[1]} outputs")
+        plans = make_plans(attacks, norm, eps, logits.shape[1], len(x))
+        first = slice(0, batch_size)
+        again = _logits(judge, x[first])
+        predictions = logits.argmax(1)
+        correct = predictions == y
+        standing: dict[str, Tensor] = {}
+        rows = []
+        for number, plan in enumerate(plans):
+
+            def on_share(done: float, number: int = number, plan: Plan = plan) -> None:
+                if on_progress is not None:
+                    doing = f"{plan.name}, {threat_name(plan.norm, plan.eps)}"
+                    on_progress(Progress(number + done, len(plans), doing))
+
+            threat = threat_name(plan.norm, plan.eps)
+            attacked = standing.get(threat, correct) if worst_case else correct
+            trial = _Trial(plan, whole, judge, x, y, bounds, tolerance, keep)
+            row = trial.run(attacked, batch_size, stream(seed, "attack", plan.name, threat), on_share)
+            standing[threat] = attacked & row.robust.to(attacked.device)
+            rows.append(row)
+            if on_row is not None:
+                on_row(row)
+        if on_progress is not None:
+            on_progress(Progress(len(plans), len(plans), "done"))
+    found = evidence(rows, logits[first], again)
+    for line in found:
+        warnings.warn(line, GradientMaskingWarning, stacklevel=2)
+    return Evaluation(y.cpu(), predictions.cpu(), rows, found, seed, bounds, worst_case)
+
+
+class _Trial:
+    """One attack on all examples, and what came of it, example by example."""
+
+    def __init__(
+        self, plan: Plan, model: Any, judge: nn.Module, x: Tensor, y: Tensor, bounds: tuple[float, float],
+        tolerance: float, keep: int,
+    ) -> None:  # fmt: skip
+        self.plan, self.model, self.judge, self.x, self.y = plan, model, judge, x, y
+        self.bounds, self.tolerance, self.keep = bounds, tolerance, keep
+        count = len(x)
+        self.eps = torch.as_tensor(plan.eps, dtype=torch.float64, device=x.device).expand(count)
+        self.fooled, self.infeasible = (torch.zeros(count, dtype=torch.bool, device=x.device) for _ in range(2))
+        self.distances = {norm: torch.full((count,), math.nan, dtype=torch.float64, device=x.device) for norm in NORMS}
+        self.steps: Tensor | None = None
+        self.bad_grad: Tensor | None = None
+        self.overrun, self.unconfirmed, self.seconds = 0.0, 0, 0.0
+        self.kept: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def run(
+        self, attacked: Tensor, batch_size: int, generator: torch.Generator, on_share: Callable[[float], None]
+    ) -> AttackRow:
+        """Attack the examples where `attacked` (bool (N,)) is True."""
+        on_share(0.0)
+        done = 0
+        at = attacked.nonzero()[:, 0]
+        context = {
+            "bounds": self.bounds, "generator": generator, "early_stop": True, "return_result": True,
+        }  # fmt: skip
+        for rows in _batches(at, batch_size):
+            x, y = self.x[rows], self.y[rows]
+            arguments = self.plan.arguments(rows, len(self.x), context)
+            begun = time.perf_counter()
+            result = self._call(x, y, arguments)
+            if x.is_cuda:
+                torch.cuda.synchronize(x.device)
+            self.seconds += time.perf_counter() - begun
+            self._judge(result, rows, x, y)
+            done += len(rows)
+            on_share(done / len(at))
+        index, images, predictions = (
+            (torch.cat(parts) for parts in zip(*self.kept, strict=True))
+            if self.kept
+            else (self.y[:0], self.x[:0], self.y[:0])
+        )
+        cpu = {name: value.cpu() for name, value in self.distances.items()}
+        return AttackRow(
+            name=self.plan.name, kind=self.plan.kind, norm=self.plan.norm, eps=self.plan.eps, attacked=attacked.cpu(),
+            robust=(attacked & ~self.fooled).cpu(), fooled=self.fooled.cpu(), infeasible=self.infeasible.cpu(),
+            overrun=self.overrun, unconfirmed=self.unconfirmed, distances=cpu,
+            steps=None if self.steps is None else self.steps.cpu(),
+            bad_grad=None if self.bad_grad is None else self.bad_grad.cpu(), seconds=self.seconds,
+            examples=Examples(index.cpu(), images.cpu(), predictions.cpu()),
+        )  # fmt: skip
+
+    def _call(self, x: Tensor, y: Tensor, arguments: dict[str, Any]) -> Any:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", GradientMaskingWarning)  # said once, of all attacks together
+                return self.plan.call(self.model, x.clone(), y.clone(), **arguments)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"attack {self.plan.name!r}: {error}") from error
+
+    def _judge(self, result: Any, rows: Tensor, x: Tensor, y: Tensor) -> None:
+        """Measure and classify what the attack returned for the examples `rows`, (x, y)."""
+        adv = getattr(result, "adv", result)
+        if not isinstance(adv, Tensor) or adv.shape != x.shape or adv.device != x.device:
+            got = f"{tuple(adv.shape)} on {adv.device}" if isinstance(adv, Tensor) else type(adv).__name__
+            raise ValueError(
+                f"attack {self.plan.name!r} returned {got} for x of shape {tuple(x.shape)} on {x.device}; wanted are "
+                "points of that shape, or an object that has them as adv"
+            )
+        adv = adv.detach().to(x.dtype)
+        moved = (adv.double() - x.double()).flatten(1)
+        for norm, order in NORMS.items():
+            self.distances[norm][rows] = torch.linalg.vector_norm(moved, order, dim=1)
+        eps, distance = self.eps[rows], self.distances[self.plan.norm][rows]
+        low, high = self.bounds
+        inside = ((adv >= low - OUTSIDE) & (adv <= high + OUTSIDE)).flatten(1).all(1)  # NaN is outside
+        feasible = inside & (distance <= eps * (1 + self.tolerance))
+        self.overrun = max(self.overrun, float((distance - eps).nan_to_num(0.0).max()))
+        prediction = _logits(self.judge, adv).argmax(1)
+        fooled = feasible & (prediction != y)
+        self.fooled[rows], self.infeasible[rows] = fooled, ~feasible
+        success = getattr(result, "success", None)
+        if isinstance(success, Tensor):
+            self.unconfirmed += int((success.bool() & feasible & ~fooled).sum())
+        for name, attribute in (("steps", "steps_used"), ("bad_grad", "bad_grad")):
+            value = getattr(result, attribute, None)
+            if isinstance(value, Tensor):
+                self._note(name, value, rows)
+        self._keep(adv, rows, y, prediction, fooled)
+
+    def _note(self, name: str, value: Tensor, rows: Tensor) -> None:
+        old: Tensor | None = getattr(self, name)
+        if old is None:
+            empty = torch.zeros_like(self.fooled)
+            old = empty if name == "bad_grad" else torch.full_like(self.eps, math.nan).contiguous()
+            setattr(self, name, old)
+        old[rows] = value.to(old)
+
+    def _keep(self, adv: Tensor, rows: Tensor, y: Tensor, prediction: Tensor, fooled: Tensor) -> None:
+        """Keep the first adversarial examples of each class."""
+        for c in sorted(set(y.tolist())) if self.keep else ():
+            have = sum(int((self.y[index] == c).sum()) for index, _, _ in self.kept)
+            new = (fooled & (y == c)).nonzero()[: self.keep - have, 0]
+            self.kept.append((rows[new], adv[new], prediction[new]))
+
+
+def _batches(rows: Tensor, size: int) -> list[Tensor]:
+    return [rows[first : first + size] for first in range(0, len(rows), size)]
+
+
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        logits = model(x)
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
+        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"model gives {got} for x of shape {tuple(x.shape)}; wanted are logits (B, K)")
+    return logits
+
+
+def _check(x: Tensor, y: Tensor, bounds: tuple[float, float], batch_size: int) -> None:
+    if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64) or x.dim() < 2:
+        got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x must be a float32 or float64 tensor (N, ...), not {got}")
+    if len(x) == 0:
+        raise ValueError("x holds no examples")
+    if not isinstance(y, Tensor) or y.is_floating_point() or y.dtype == torch.bool or y.shape != x.shape[:1]:
+        got = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+        raise TypeError(f"y must be class indices ({len(x)},), not {got}")
+    if y.device != x.device:
+        raise ValueError(f"y is on device '{y.device}', but x on '{x.device}'; nothing is moved")
+    if int(y.min()) < 0:
+        raise ValueError(f"y holds the class {int(y.min())}; classes are counted from 0")
+    low, high = bounds
+    if not low < high:
+        raise ValueError(f"bounds must be (lo, hi) with lo < hi; got {bounds}")
+    least, most = (float(end) for end in x.aminmax())
+    if not (least >= low - OUTSIDE and most <= high + OUTSIDE):
+        raise ValueError(
+            f"x ranges over [{least:.7g}, {most:.7g}], outside bounds {bounds}; scale it, or pass the bounds it has. "
+            "A model that wants normalised inputs takes preprocessing={'mean': ..., 'std': ...}"
+        )
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be an integer of at least 1; got {batch_size!r}")

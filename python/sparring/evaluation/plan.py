@@ -1,0 +1,234 @@
+"""Which attacks run with which settings: what the user wrote, turned into calls and checked before any of them runs."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sparring import attacks as library
+from sparring.attacks._norms import Norm, norm_name
+
+Kind = Literal["noise", "one-step", "iterative", "other"]
+Eps = float | Tensor
+Entry = str | Callable[..., Any] | tuple[str | Callable[..., Any], Mapping[str, Any]] | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Known:
+    """An attack that goes by a name: a function of `sparring.attacks`, settings, and the norms it works in."""
+
+    function: str
+    kind: Kind
+    options: Mapping[str, Any] = field(default_factory=dict)
+    norms: tuple[str, ...] = ("Linf", "L2", "L1")
+
+
+NAMES: Mapping[str, Known] = {
+    "noise": Known("uniform_noise", "noise"),
+    "gaussian-noise": Known("gaussian_noise", "noise"),
+    "fgsm": Known("fgsm", "one-step"),
+    "fgm": Known("fgm", "one-step", norms=("L2",)),
+    "pgd": Known("pgd", "iterative"),
+    "slide": Known("slide", "iterative", norms=("L1",)),
+    "apgd": Known("apgd", "iterative"),
+    "apgd-ce": Known("apgd", "iterative", {"loss": "ce"}),
+    "apgd-margin": Known("apgd", "iterative", {"loss": "margin"}),
+    "apgd-dlr": Known("apgd", "iterative", {"loss": "dlr"}),
+    "apgd-t": Known("apgd", "iterative", {"loss": "dlr", "target_classes": 9}),
+    "differential-evolution": Known("differential_evolution", "other"),
+}
+"""The names that `attacks` may hold. apgd-t aims at each of the nine likeliest wrong classes."""
+
+BATTERIES: Mapping[str, tuple[str, ...]] = {
+    "Linf": ("noise", "fgsm", "pgd", "apgd-ce", "apgd-t"),
+    "L2": ("noise", "fgm", "apgd-ce", "apgd-t"),
+    "L1": ("noise", "slide", "apgd-ce", "apgd-t"),
+}
+"""What runs by default in each norm: two weak attacks, which must not do better than the strong ones that follow."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One attack under one threat model: what is called, and with what."""
+
+    name: str
+    kind: Kind
+    call: Callable[..., Any]
+    norm: str
+    eps: Eps
+    options: Mapping[str, Any]
+    accepts: frozenset[str]
+
+    def arguments(self, rows: Tensor, count: int, context: Mapping[str, Any]) -> dict[str, Any]:
+        """The keyword arguments for the examples `rows` of `count`: settings of one entry an example are cut to them.
+
+        The function gets what it has parameters for of eps, norm and `context`, and all of its own options.
+        """
+        arguments = {"eps": self.eps, "norm": self.norm, **context}
+        arguments = {name: value for name, value in arguments.items() if name in self.accepts} | dict(self.options)
+        for name in ("eps", "targets"):
+            value = arguments.get(name)
+            if isinstance(value, Tensor) and value.dim() == 1 and len(value) == count:
+                arguments[name] = value[rows]
+        return arguments
+
+
+def make_plans(
+    entries: Iterable[Entry] | None, norm: Norm | None, eps: Eps | Mapping[Any, Eps] | None, outputs: int, count: int
+) -> list[Plan]:
+    """The attacks to run, each with its own name and threat model, one threat model after the other."""
+    if isinstance(eps, Mapping):
+        if norm is not None:
+            raise ValueError("norm is left out where eps is given norm by norm")
+        threats = {norm_name(key): value for key, value in eps.items()}
+    else:
+        threats = {} if eps is None else {norm_name(math.inf if norm is None else norm): eps}
+    for value in threats.values():
+        _check_eps("eps", value, count)
+    default = norm_name(math.inf if norm is None else norm)
+    if entries is None:
+        if not threats:
+            raise ValueError("eps is missing: how far may an attack move an image? Such as eps=0.3, or {'Linf': 0.3}")
+        plans = [
+            plan
+            for norm_, size in threats.items()
+            for name in BATTERIES[norm_]
+            for plan in _plans(_for_few_classes(name, outputs), {norm_: size}, norm_, count)
+        ]
+    else:
+        if isinstance(entries, str | Mapping) or callable(entries):
+            raise ValueError("attacks is a list of attacks; for a single one, a list of one")
+        plans = [plan for entry in entries for plan in _plans(entry, threats, default, count)]
+    if not plans:
+        raise ValueError("attacks is empty; None runs the default ones")
+    order = list(dict.fromkeys(threat_name(plan.norm, plan.eps) for plan in plans))
+    return _with_own_names(sorted(plans, key=lambda plan: order.index(threat_name(plan.norm, plan.eps))))
+
+
+def threat_name(norm: str, eps: Eps) -> str:
+    """Such as "Linf, eps 0.3"; where every example has an eps of its own, "Linf, eps 0.1-0.3"."""
+    return f"{norm}, eps {eps_name(eps)}"
+
+
+def eps_name(eps: Eps) -> str:
+    """The number, or the range of one number an example."""
+    if isinstance(eps, Tensor) and eps.dim():
+        low, high = (float(end) for end in eps.aminmax())
+        return f"{low:.4g}" if low == high else f"{low:.4g}-{high:.4g}"
+    return f"{float(eps):.4g}"
+
+
+def _for_few_classes(name: str, outputs: int) -> Entry:
+    """The targeted loss needs four outputs; below, the margin of the two likeliest says the same."""
+    if name != "apgd-t" or outputs > 9:
+        return name
+    return ("apgd-t", {"target_classes": outputs - 1}) if outputs >= 4 else "apgd-margin"
+
+
+def _plans(entry: Entry, threats: Mapping[str, Eps], default: str, count: int) -> list[Plan]:
+    """One entry, under its own threat model or under every one that it can work in."""
+    attack, options = _taken_apart(entry)
+    if isinstance(attack, str):
+        if attack not in NAMES:
+            raise ValueError(f"attacks: there is no {attack!r}; there are {', '.join(NAMES)}, or pass a function")
+        known = NAMES[attack]
+        if not hasattr(library, known.function):
+            raise ValueError(f"attacks: sparring.attacks has no {known.function}")
+        call, name, kind, norms = getattr(library, known.function), attack, known.kind, known.norms
+        options = {**known.options, **options}
+    else:
+        call, name, kind, norms = attack, *_described(attack)
+        bound: dict[str, Any] = attack.keywords if isinstance(attack, functools.partial) else {}
+        options = {**bound, **options}
+    name = str(options.pop("name", name))
+    if options.get("steps") == 1 and kind == "iterative":
+        kind = "one-step"
+    parameters = inspect.signature(call).parameters
+    accepts_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    accepts = frozenset([*parameters, *(("eps", "norm", "bounds", "generator") if accepts_any else ())])
+    norm = norm_name(options["norm"]) if "norm" in options else None
+    eps = options.get("eps")
+    # Where the function has no such parameter, they say what its answers are held to.
+    options = {key: value for key, value in options.items() if key in accepts or key not in ("norm", "eps")}
+    if norm is not None and norms and norm not in norms:
+        raise ValueError(f"attack {name!r} works in {' and '.join(norms)}, not in {norm}")
+    unknown = [] if accepts_any else [option for option in options if option not in accepts]
+    if unknown:
+        raise ValueError(f"attack {name!r} has no option {unknown[0]!r}; it has {', '.join([*parameters][3:])}")
+    chosen: dict[str, Any]
+    if norm is not None or eps is not None:
+        norm = norm or (default if not norms or default in norms else norms[0])
+        chosen = {norm: eps if eps is not None else threats.get(norm)}
+    elif norms or "norm" in accepts:
+        chosen = {n: e for n, e in threats.items() if not norms or n in norms}
+        if threats and not chosen:
+            raise ValueError(f"attack {name!r} works in {' and '.join(norms)}: give eps for that norm")
+    else:  # a function that knows no norm is held to the first threat model
+        chosen = dict(list(threats.items())[:1])
+    if not chosen or None in chosen.values():
+        raise ValueError(f"attack {name!r}: eps is missing; give evaluate(..., eps=...) or ({name!r}, {{'eps': ...}})")
+    return [
+        Plan(name, kind, call, n, _check_eps(f"attack {name!r}: eps", e, count), options, accepts)
+        for n, e in chosen.items()
+    ]
+
+
+def _taken_apart(entry: Entry) -> tuple[str | Callable[..., Any], dict[str, Any]]:
+    """The attack and its options, whichever way they are written."""
+    if isinstance(entry, Mapping):
+        options = dict(entry)
+        attack = options.pop("attack", None)
+    elif isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], Mapping):
+        attack, options = entry[0], dict(entry[1])
+    else:
+        attack, options = entry, {}
+    if not isinstance(attack, str) and not callable(attack):
+        raise ValueError(
+            "attacks holds names, functions f(model, x, y, ...), pairs (name or function, options) and dicts with "
+            f"the key 'attack'; not {entry!r}"
+        )
+    return attack, options
+
+
+def _described(attack: Callable[..., Any]) -> tuple[str, Kind, tuple[str, ...]]:
+    """Name, kind and norms of a function; those of other libraries are of kind "other", their norms unknown."""
+    function = attack
+    while isinstance(function, functools.partial):
+        function = function.func
+    name = str(getattr(function, "__name__", type(function).__name__))
+    for known in NAMES.values():
+        if getattr(library, known.function, None) is function:
+            return name, known.kind, known.norms
+    return name, "other", ()
+
+
+def _check_eps(name: str, eps: Any, count: int) -> Eps:
+    if isinstance(eps, Tensor):
+        if eps.dim() == 0:
+            eps = float(eps)
+        elif tuple(eps.shape) != (count,):
+            raise ValueError(f"{name} has shape {tuple(eps.shape)}; accepted: a number, or ({count},)")
+    elif isinstance(eps, bool) or not isinstance(eps, int | float):
+        raise ValueError(f"{name} is {eps!r}; accepted: a number, or a tensor ({count},)")
+    values = torch.as_tensor(eps)
+    if not bool(((values >= 0) & (values < math.inf)).all()):
+        raise ValueError(f"{name} is {eps!r}; accepted: finite and not negative")
+    return eps if isinstance(eps, Tensor) else float(eps)
+
+
+def _with_own_names(plans: list[Plan]) -> list[Plan]:
+    """No two with the same name and threat model: the second is called "pgd (2)"."""
+    seen: dict[tuple[str, str], int] = {}
+    named = []
+    for plan in plans:
+        key = (plan.name, threat_name(plan.norm, plan.eps))
+        seen[key] = seen.get(key, 0) + 1
+        named.append(plan if seen[key] == 1 else replace(plan, name=f"{plan.name} ({seen[key]})"))
+    return named
