@@ -120,6 +120,43 @@ struct CpuTeam {
     return largest;
   }
 
+  /// Waits for all lanes; what they wrote is then seen by each of them.
+  SPARRING_FN void sync() const {}
+
+  /// Calls keep(s, sum of f(i, s) over i < n) for every s < N: sums of one pass that share what they load, in the functor's own type.
+  template <int N, class Real, class F, class Keep>
+  SPARRING_FN void sums(int64_t n, F f, Keep keep) const {
+    static_assert(N % 4 == 0);
+    for (int s = 0; s < N; s += 4) {
+      Real s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+#pragma omp simd reduction(+ : s0, s1, s2, s3)
+      for (int64_t i = 0; i < n; ++i) {
+        s0 += f(i, s);
+        s1 += f(i, s + 1);
+        s2 += f(i, s + 2);
+        s3 += f(i, s + 3);
+      }
+      keep(s, s0);
+      keep(s + 1, s1);
+      keep(s + 2, s2);
+      keep(s + 3, s3);
+    }
+  }
+
+  /// Calls f(part, i) for every i < count: part, some lanes of this team or all, works on i. Ends with sync().
+  template <class F>
+  SPARRING_FN void split(int64_t count, F f) const {
+    for (int64_t i = 0; i < count; ++i) f(*this, i);
+  }
+
+  /// The same; the sum of what f returns.
+  template <class F>
+  SPARRING_FN double split_sum(int64_t count, F f) const {
+    double total = 0;
+    for (int64_t i = 0; i < count; ++i) total += f(*this, i);
+    return total;
+  }
+
   /// Lowers *lowest to `row`; other teams may do the same at the same time.
   SPARRING_FN void report(int64_t* lowest, int64_t row) const {
     if (lowest == nullptr) return;
