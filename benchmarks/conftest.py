@@ -30,6 +30,14 @@ _records: list[dict[str, Any]] = []
 _load = harness.load_average()
 
 
+# Reference networks and data that are too large to commit, beside the checkout or where SPARRING_SHARED says.
+SHARED = Path(os.environ.get("SPARRING_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "shared: needs the folder of reference networks and data (SPARRING_SHARED)")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seconds", type=float, default=0.6, help="benchmarks: seconds for each contestant")
 
@@ -40,9 +48,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
-    absent = [item for item in items if item.get_closest_marker("cuda")]
+    at_hand = {"cuda": torch.cuda.is_available(), "shared": (SHARED / "models").is_dir()}
+    absent = [item for item in items if any(item.get_closest_marker(name) for name, is_ in at_hand.items() if not is_)]
     items[:] = [item for item in items if item not in absent]
     config.hook.pytest_deselected(items=absent)
 
@@ -117,6 +124,18 @@ def versus(request: pytest.FixtureRequest, setting: tuple[str, int]) -> Callable
         keep(request.node.nodeid, harness.measure(ours, peers, budget=budget, **options))
 
     return run
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference networks and data; for benchmarks marked `shared`."""
+    return SHARED
+
+
+@pytest.fixture
+def keep_record() -> Callable[..., None]:
+    """``keep_record(record)``: keep a result that was measured in this process."""
+    return _records.append
 
 
 @pytest.fixture

@@ -230,7 +230,7 @@ def processor() -> str:
 def machine() -> dict[str, Any]:
     """What the figures were measured on and with."""
     versions = {}
-    for package in ("sparring", "torch", "foolbox", "adversarial-robustness-toolbox"):
+    for package in ("sparring", "torch", "foolbox", "adversarial-robustness-toolbox", "torchattacks"):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

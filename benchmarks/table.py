@@ -93,6 +93,21 @@ def latency_table(records: list[Record]) -> str:
     return grid(rows)
 
 
+def attack_table(records: list[Record]) -> str:
+    """Attacks on one network: a row each, strongest last budget first; accuracy left and time for each budget."""
+    budgets = sorted(records, key=lambda record: record["eps"])
+    rows = [["", *(f"left at eps {r['eps']:g}" for r in budgets), "gradients", "time", "over eps", "out of box"]]
+    names = sorted((a for a in budgets[-1]["attacks"]), key=lambda a: sum(a["robust"]) / len(a["robust"]))
+    for name in (entry["name"] for entry in names):
+        found = [next(a for a in record["attacks"] if a["name"] == name) for record in budgets]
+        left = [f"{100 * sum(a['robust']) / len(a['robust']):.1f} %" for a in found]
+        times = " / ".join(number(a["ratio"]) + "x" for a in found)
+        worst = [max(a[field] for a in found) for field in ("over_budget", "out_of_box")]
+        label = f"**{name}**" if name.startswith("ours") else name
+        rows.append([label, *left, str(found[0]["gradients"]), times, *(f"{w:.1g}" if w else "" for w in worst)])
+    return grid(rows)
+
+
 def render(records: list[Record], spread: bool = False) -> str:
     """All tables of one machine."""
     parts = []
@@ -102,7 +117,11 @@ def render(records: list[Record], spread: bool = False) -> str:
         threads = [str(n) for n in sorted({r["threads"] for r in group if r["threads"]})]
         where = f"CPU, {' / '.join(threads)} thread{'s' * (threads != ['1'])}" if threads else "CUDA"
         parts.append(f"**`{op.split(',')[0]}`**{op[len(op.split(',')[0]) :]} ({where}):\n\n{table_of(group, spread)}")
-    calls = [r for r in records if "peers" not in r]
+    for network in ordered(r["network"] for r in records if "attacks" in r):
+        group = [r for r in records if r.get("network") == network]
+        about = f"L1 attacks on `{network}`, {group[0]['shape'][0]} images, {group[0]['steps']} steps"
+        parts.append(f"**{about}** (CPU, {group[0]['threads']} threads):\n\n{attack_table(group)}")
+    calls = [r for r in records if "microseconds" in r and "peers" not in r]
     if calls:
         parts.append(latency_table(calls))
     return "\n\n".join(parts)
@@ -119,6 +138,17 @@ def requirements(records: list[Record]) -> list[str]:
                 ratio = peer["ratio"]["median"]
                 word = "PASS " if ratio >= peer["required"] else "below"
                 lines.append(f"{word} {where}{threads}: {number(ratio)}x {peer['name']}, at least {peer['required']}x")
+        for entry in record.get("attacks", []):
+            if entry["name"] in record["required"]:
+                required = record["required"][entry["name"]]
+                word = "PASS " if entry["ratio"] >= required else "below"
+                lines.append(
+                    f"{word} {where}{threads}: {number(entry['ratio'])}x {entry['name']}, at least {required}x"
+                )
+            if entry["name"] == "ours: apgd":
+                left = sum(entry["robust"]) / len(entry["robust"])
+                word = "PASS " if left <= record["limit_robust"] else "below"
+                lines.append(f"{word} {where}{threads}: {left:.4f} left standing, at most {record['limit_robust']}")
         if "limit" in record:
             median = record["microseconds"]["median"]
             word = "PASS " if median <= record["limit"] else "below"
