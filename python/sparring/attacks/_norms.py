@@ -12,7 +12,7 @@ from torch import Tensor
 from sparring import ops
 
 Norm = float | str
-L2_ROUNDS = 4
+L2_ROUNDS = 2
 Bounds = tuple[float, float]
 
 
@@ -115,29 +115,22 @@ class L2Ball(Ball):
     def project(self, delta: Tensor) -> Tensor:
         # The nearest point is clip(t delta, low, high) with the largest t <= 1 that the ball allows. From the t that
         # ignores the box, t only rises, as what clipping leaves over of eps goes to the entries that are not clipped.
-        flat, low, high = (part.flatten(1) for part in (delta, self.low, self.high))
-        eps = self.eps.to(delta.dtype)
-        t = (eps / torch.linalg.vector_norm(flat, dim=1)).clamp_(max=1).nan_to_num_(1.0)  # 0 / 0: at the centre
-        moved = (flat * t[:, None]).clamp_(low, high)
+        t = (self.eps / _length(delta)).clamp_(max=1).nan_to_num_(1.0)  # 0 / 0: at the centre
         for _ in range(L2_ROUNDS):
-            free = (moved > low) & (moved < high)
-            left = eps.square() - moved.masked_fill(free, 0).square().sum(1)
-            t = t.maximum((left.clamp_(min=0) / (flat * free).square().sum(1)).sqrt_().clamp_(max=1).nan_to_num_(0.0))
-            moved = (flat * t[:, None]).clamp_(low, high)
-        projected: Tensor = moved.reshape(delta.shape)
-        return projected
+            scaled = delta * self.column(t.to(delta.dtype))
+            moved = scaled.clamp(self.low, self.high)
+            free = _length(scaled.mul_(scaled == moved)).square()
+            left = (self.eps.square() - _length(moved).square() + free).clamp_(min=0)
+            t = (t * (left / free).sqrt_().clamp_(min=1).nan_to_num_(1.0, posinf=1.0)).clamp_(max=1)
+        return (delta * self.column(t.to(delta.dtype))).clamp_(self.low, self.high)
 
     def steepest(self, grad: Tensor) -> Tensor:
-        # Scaled by the largest entry first: squares of float32 gradients underflow early.
-        largest = grad.flatten(1).abs().amax(1)
-        grad = grad / self.column(torch.where(largest > 0, largest, 1))
-        length = torch.linalg.vector_norm(grad.flatten(1), dim=1)
-        direction: Tensor = grad / self.column(torch.where(length > 0, length, 1))
+        length = _length(grad)
+        direction: Tensor = grad / self.column(torch.where(length > 0, length, 1).to(grad.dtype))
         return direction
 
     def length(self, delta: Tensor) -> Tensor:
-        length: Tensor = torch.linalg.vector_norm(delta.flatten(1).double(), dim=1)
-        return length
+        return _length(delta)
 
     def exact_points(self, delta: Tensor) -> Tensor:
         length = self.length(delta)
@@ -150,6 +143,12 @@ class L2Ball(Ball):
         radius = torch.rand((), generator=generator, dtype=torch.float64) ** (1 / max(1, direction.numel()))
         noise: Tensor = direction * (radius / direction.norm())
         return noise
+
+
+def _length(delta: Tensor) -> Tensor:
+    """Euclidean norms (B,), in float64: the squares of float32 gradients underflow early."""
+    length: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1, dtype=torch.float64)
+    return length
 
 
 class L1Ball(Ball):
