@@ -18,6 +18,8 @@ from sparring import data
 from sparring.networks import build
 from test_cli import command, message, sparring
 
+SOURCE = Path(os.environ.get("SPARRING_SOURCE", Path(__file__).parents[1]))
+
 NET = """
 import torch
 from torch import nn
@@ -262,6 +264,18 @@ def test_interrupted_audit_leaves_no_folder(weights: Path, tmp_path: Path) -> No
     assert process.returncode == 130
     assert "Interrupted" in output
     assert not list((tmp_path / "runs").iterdir())
+
+
+def test_example_and_the_command_that_it_names(tmp_path: Path) -> None:
+    example = SOURCE / "examples" / "audit_your_model.py"
+    printed = subprocess.run(
+        [sys.executable, str(example)], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout  # fmt: skip
+    assert "robust accuracy" in printed
+    assert "(Linf, eps 0.1, 100 images, 5 attacks)" in printed
+    only = ("--images", "20", "--attacks", "fgsm", "--norm", "Linf", "--runs-dir", str(tmp_path / "runs"))
+    result = sparring("audit", str(tmp_path / "digits_net.safetensors"), "--arch", f"{example}:DigitsNet", *only)
+    assert result.exit_code == 0, result.output
 
 
 def test_help_has_every_group_and_examples() -> None:

@@ -325,7 +325,7 @@ def test_nothing_to_attack(model: Linear, x: Tensor, y: Tensor) -> None:
 def fooling(count: int, **fields: Any) -> Any:
     """An attack that fools the first `count` of the examples that it is run on."""
 
-    def attack(model: Linear, x: Tensor, y: Tensor, eps: float) -> Found:
+    def attack(model: Linear, x: Tensor, y: Tensor, eps: float, repeats: int = 1) -> Found:
         adv = towards(model, x, y, eps)
         first = (torch.arange(len(y)) < count).reshape(-1, 1, 1, 1)
         return Found(torch.where(first, adv, x), **{name: value(y) for name, value in fields.items()})

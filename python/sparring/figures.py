@@ -100,8 +100,7 @@ def bars(
     for i, (label, value) in enumerate(values.items()):
         colour = theme.series[1] if label in strong else theme.series[0]
         axes.barh(i + 0.16, value, height=0.42, color=colour, zorder=3)
-        axes.text(0, i - 0.2, label, color=theme.ink, fontsize=8.5, va="center", ha="left")
-        axes.text(1, i - 0.2, percent(value), color=theme.faint, fontsize=8.5, va="center", ha="right")
+        axes.text(0, i - 0.2, f"{label}: {percent(value)}", color=theme.ink, fontsize=8.5, va="center", ha="left")
     axes.axvline(level[1], color=theme.faint, lw=1, ls=(0, (4, 3)), label=level[0], zorder=4)
     axes.set_xlim(0, 1)
     axes.set_ylim(len(values) - 0.45, -0.5)

@@ -31,8 +31,8 @@ class Known:
 
 
 NAMES: Mapping[str, Known] = {
-    "noise": Known("uniform_noise", "noise"),
-    "gaussian-noise": Known("gaussian_noise", "noise"),
+    "noise": Known("uniform_noise", "noise", {"repeats": 10}),
+    "gaussian-noise": Known("gaussian_noise", "noise", {"repeats": 10}),
     "fgsm": Known("fgsm", "one-step"),
     "fgm": Known("fgm", "one-step", norms=("L2",)),
     "pgd": Known("pgd", "iterative"),
@@ -42,7 +42,6 @@ NAMES: Mapping[str, Known] = {
     "apgd-margin": Known("apgd", "iterative", {"loss": "margin"}),
     "apgd-dlr": Known("apgd", "iterative", {"loss": "dlr"}),
     "apgd-t": Known("apgd", "iterative", {"loss": "dlr", "target_classes": 9}),
-    "differential-evolution": Known("differential_evolution", "other"),
 }
 """The names that `attacks` may hold. apgd-t aims at each of the nine likeliest wrong classes."""
 

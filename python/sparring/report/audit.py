@@ -123,7 +123,7 @@ class _Story:
         tiles = [Tile("accuracy on the images as they are", percent(self.clean), f"{self.images} images")]
         for case in self.cases:
             strongest = min(self._of(case), key=lambda attack: attack["accuracy"])
-            small = f"strongest: {strongest['name']}, {percent(strongest['accuracy'])}"
+            small = f"strongest attack: {strongest['name']}"
             tiles.append(Tile(f"robust accuracy, {_threat(case)}", percent(case["accuracy"]), small))
         seconds = sum(attack["seconds"] for attack in self.attacks)
         tiles.append(Tile("time of the attacks", f"{seconds:.0f} s", f"{len(self.attacks)} attacks"))
@@ -152,29 +152,33 @@ class _Story:
         return [attack for attack in self.attacks if _threat(attack) == _threat(case)]
 
     def _overview(self) -> Section:
-        head = ["attack", "norm", "eps", "robust", "fooled", "steps", "seconds", "Linf", "L2", "L1", "not allowed"]
-        lines = [["none", "", "", percent(self.clean), *[""] * 7]]
-        strong = []
+        head = ["attack", "norm", "eps", "robust", "fooled", "steps", "seconds", "Linf", "L2", "L1"]
+        text = (
+            "Each attack is run on the images that are classified correctly as they are; what it returns is classified "
+            "and measured again. robust: the share of all images that are still classified correctly; steps: their "
+            "mean number until an image is fooled, or all of them; Linf, L2, L1: median distances of what fooled the "
+            "model."
+        )
+        outside = any(attack["infeasible"] for attack in self.attacks)
+        if outside:
+            head.append("not allowed")
+            text += " Not allowed are points farther than eps or out of bounds, which do not count."
+        if self.found["worst_case_only"]:
+            text += " An attack was run only on what those before it had left, so its figure includes theirs."
+        lines, strong = [["none", "", "", percent(self.clean)]], []
         for case in self.cases:
             for attack in self._of(case):
                 medians = [number(attack["distances"][norm]["median"]) for norm in ("Linf", "L2", "L1")]
                 lines.append([
                     attack["name"], attack["norm"], _eps(attack), percent(attack["accuracy"]),
                     f"{attack['fooled']} of {attack['attacked']}", number(attack["steps"]),
-                    f"{attack['seconds']:.1f}", *medians, str(attack["infeasible"] or ""),
+                    f"{attack['seconds']:.1f}", *medians, *([str(attack["infeasible"])] if outside else []),
                 ])  # fmt: skip
             strong.append(len(lines))
-            lines.append(["worst case", case["norm"], _eps(case), percent(case["accuracy"]), *[""] * 7])
-        pictures = [self._bars(case) for case in self.cases]
-        text = (
-            "Each attack is run on the images that are classified correctly as they are; what it returns is classified "
-            "and measured again. robust: the share of all images that are still classified correctly; steps: their "
-            "mean number until an image is fooled, or all of them; Linf, L2, L1: median distances of what fooled the "
-            "model; not allowed: points outside eps or the bounds, which do not count."
-        )
-        if self.found["worst_case_only"]:
-            text += " An attack was run only on what those before it had left, so its figure includes theirs."
-        return Section("", "Attack by attack", text, pictures, Table(head, lines, strong))
+            lines.append(["worst case", case["norm"], _eps(case), percent(case["accuracy"])])
+        filled = [line + [""] * (len(head) - len(line)) for line in lines]
+        return Section("", "Attack by attack", text, [self._bars(case) for case in self.cases],
+                       Table(head, filled, strong))  # fmt: skip
 
     def _bars(self, case: dict[str, Any]) -> Picture:
         values = {attack["name"]: attack["accuracy"] for attack in self._of(case)} | {"worst case": case["accuracy"]}
