@@ -178,6 +178,7 @@ def test_users_network(tmp_path: Path) -> None:
         (("--s-max", "1.5"), "s_max is 1.5"),
         (("--data", "imagenet"), "imagenet"),
         (("--data", "mnist", "--data-dir", "/nowhere"), "/nowhere"),
+        (("--device", "toaster"), "--device toaster"),
         (("--model", "transformer"), "give one of mlp"),
         (("--model", "nothing.py:Net"), "there is no file nothing.py"),
         (("--resume",), "there is no run in"),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparring import attacks, evaluate
+from sparring import attacks, evaluate, lower
 from sparring.attacks import GradientMaskingWarning
 from sparring.evaluation import NAMES, Evaluation
 
@@ -70,7 +70,8 @@ class Found:
 
 
 def towards(model: Linear, x: Tensor, y: Tensor, eps: float | Tensor) -> Tensor:
-    """The strongest Linf perturbation."""
+    """The strongest Linf perturbation; an attack of the library's, as some tests pretend, is given a lowered model."""
+    model = getattr(model, "model", model)
     direction = model.w.detach().sign().reshape(x.shape[1:]) * (1 - 2 * y).reshape(-1, 1, 1, 1)
     return x + torch.as_tensor(eps, dtype=x.dtype).reshape(-1, 1, 1, 1) * direction
 
@@ -283,6 +284,27 @@ def test_preprocessing_is_part_of_the_model(model: Linear, x: Tensor, y: Tensor)
     plain = quiet(model, x, y, ["fgsm", nothing], eps=0.03)
     found = quiet(Wants(), x, y, ["fgsm", nothing], eps=0.03, preprocessing={"mean": 0.5, "std": 0.25})
     assert found.robust.tolist() == plain.robust.tolist()
+
+
+def test_lowered_model_and_functions_of_others(x: Tensor, y: Tensor) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(ENTRIES, 2, dtype=torch.float64)).eval()
+    with torch.no_grad():
+        net[1].weight.copy_(torch.linspace(-1, 1, 2 * ENTRIES).reshape(2, ENTRIES).sin())
+        net[1].bias.copy_(-net[1].weight.sum(1) / 2)
+    y = net(x).argmax(1)
+    seen = []
+
+    def spy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        seen.append(isinstance(model, nn.Module))
+        return x
+
+    plain = quiet(net, x, y, ["fgsm", "pgd", spy], eps=0.05)
+    lowered = quiet(lower(net), x, y, ["fgsm", "pgd", spy], eps=0.05)
+    assert lowered.robust.tolist() == plain.robust.tolist()
+    assert 0 < plain.robust.sum() < COUNT
+    assert seen == [True, True]
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module"):
+        evaluate(net.forward, x, y, ["fgsm"], eps=0.05)
 
 
 def test_model_and_random_state_are_left_alone(x: Tensor, y: Tensor) -> None:

@@ -18,6 +18,7 @@ from sparring.attacks._result import GradientMaskingWarning
 from sparring.evaluation.masking import evidence
 from sparring.evaluation.plan import Entry, Eps, Plan, make_plans, threat_name
 from sparring.evaluation.result import AttackRow, Evaluation, Examples
+from sparring.gradients import Lowered, lower
 from sparring.training.streams import stream
 
 NORMS = {"Linf": math.inf, "L2": 2.0, "L1": 1.0}
@@ -25,7 +26,7 @@ OUTSIDE = 1e-6  # how far outside the bounds a point may be
 
 
 def evaluate(
-    model: nn.Module,
+    model: nn.Module | Lowered,
     x: Tensor,
     y: Tensor,
     attacks: Iterable[Entry] | None = None,
@@ -50,7 +51,8 @@ def evaluate(
     Parameters
     ----------
     model
-        Maps (B, ...) to logits (B, K). Used in eval mode, and left exactly as it was.
+        Maps (B, ...) to logits (B, K), or what :func:`sparring.lower` made of it. In eval mode meanwhile, and left
+        exactly as it was.
     x
         (N, ...), float32 or float64, in `bounds`, on the model's device.
     y
@@ -97,12 +99,14 @@ def evaluate(
     GradientMaskingWarning
         If the figures show signs that the model hides its gradients; ``Evaluation.warnings`` says which.
     """
-    module: nn.Module = getattr(model, "model", model) if getattr(model, "is_lowered", None) is not None else model
+    module = model.model if isinstance(model, Lowered) else model
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, or what was lowered from one, not {type(module).__name__}")
     _check(x, y, bounds, batch_size)
-    y = y.long()
+    x, y = x.detach(), y.long()
     with held_still(module):
-        whole: Any = model if preprocessing is None else preprocessed(module, preprocessing, x)
-        judge: nn.Module = module if preprocessing is None else whole
+        judge = module if preprocessing is None else preprocessed(module, preprocessing, x)
+        lowered = model if isinstance(model, Lowered) and preprocessing is None else lower(judge)
         logits = torch.cat([_logits(judge, x[rows]) for rows in _batches(torch.arange(len(x)), batch_size)])
         if not bool(logits.isfinite().all()):
             bad = int((~logits.isfinite().all(1)).nonzero()[0])
@@ -125,7 +129,7 @@ def evaluate(
 
             threat = threat_name(plan.norm, plan.eps)
             attacked = standing.get(threat, correct) if worst_case else correct
-            trial = _Trial(plan, whole, judge, x, y, bounds, tolerance, keep)
+            trial = _Trial(plan, lowered, judge, x, y, bounds, tolerance, keep)
             row = trial.run(attacked, batch_size, stream(seed, "attack", plan.name, threat), on_share)
             standing[threat] = attacked & row.robust.to(attacked.device)
             rows.append(row)
@@ -143,10 +147,11 @@ class _Trial:
     """One attack on all examples, and what came of it, example by example."""
 
     def __init__(
-        self, plan: Plan, model: Any, judge: nn.Module, x: Tensor, y: Tensor, bounds: tuple[float, float],
+        self, plan: Plan, lowered: Lowered, judge: nn.Module, x: Tensor, y: Tensor, bounds: tuple[float, float],
         tolerance: float, keep: int,
     ) -> None:  # fmt: skip
-        self.plan, self.model, self.judge, self.x, self.y = plan, model, judge, x, y
+        self.plan, self.judge, self.x, self.y = plan, judge, x, y
+        self.model = judge if plan.kind == "other" else lowered
         self.bounds, self.tolerance, self.keep = bounds, tolerance, keep
         count = len(x)
         self.eps = torch.as_tensor(plan.eps, dtype=torch.float64, device=x.device).expand(count)

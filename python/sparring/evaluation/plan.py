@@ -75,7 +75,7 @@ class Plan:
         for name in ("eps", "targets"):
             value = arguments.get(name)
             if isinstance(value, Tensor) and value.dim() == 1 and len(value) == count:
-                arguments[name] = value[rows]
+                arguments[name] = value[rows.to(value.device)]
         return arguments
 
 
@@ -138,8 +138,6 @@ def _plans(entry: Entry, threats: Mapping[str, Eps], default: str, count: int) -
         if attack not in NAMES:
             raise ValueError(f"attacks: there is no {attack!r}; there are {', '.join(NAMES)}, or pass a function")
         known = NAMES[attack]
-        if not hasattr(library, known.function):
-            raise ValueError(f"attacks: sparring.attacks has no {known.function}")
         call, name, kind, norms = getattr(library, known.function), attack, known.kind, known.norms
         options = {**known.options, **options}
     else:
