@@ -358,3 +358,11 @@ def test_rounding_outside_the_bounds_is_tolerated() -> None:
     adv = attacks.fgsm(network().float(), x, torch.arange(4), eps=0.1)
     assert isinstance(adv, Tensor)
     assert 0 <= float(adv.min()) <= float(adv.max()) <= 1
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_memory_layout_does_not_matter(norm: str) -> None:
+    x, y = images(4, 3, 2, 2), torch.arange(4)
+    other = x.to(memory_format=torch.channels_last)
+    wanted, found = (attacks.pgd(network(), each, y, eps=0.3, norm=norm, steps=5) for each in (x, other))
+    assert torch.equal(found, wanted)

@@ -12,7 +12,6 @@ from torch import Tensor
 from sparring import ops
 
 Norm = float | str
-L2_ROUNDS = 2
 Bounds = tuple[float, float]
 
 
@@ -48,7 +47,7 @@ class Ball:
         return self if factor == 1 else type(self)(self.inputs, self.eps * factor, self.bounds)
 
     def project(self, delta: Tensor) -> Tensor:
-        """The nearest allowed perturbation (L2: but for rounding, and for entries that only late rounds would clip)."""
+        """The nearest allowed perturbation, but for rounding; in L2 nearly so where the box matters too."""
         raise NotImplementedError
 
     def steepest(self, grad: Tensor) -> Tensor:
@@ -113,16 +112,18 @@ class L2Ball(Ball):
     name = "L2"
 
     def project(self, delta: Tensor) -> Tensor:
-        # The nearest point is clip(t delta, low, high) with the largest t <= 1 that the ball allows. From the t that
-        # ignores the box, t only rises, as what clipping leaves over of eps goes to the entries that are not clipped.
-        t = (self.eps / _length(delta)).clamp_(max=1).nan_to_num_(1.0)  # 0 / 0: at the centre
-        for _ in range(L2_ROUNDS):
-            scaled = delta * self.column(t.to(delta.dtype))
-            moved = scaled.clamp(self.low, self.high)
-            free = _length(scaled.mul_(scaled == moved)).square()
-            left = (self.eps.square() - _length(moved).square() + free).clamp_(min=0)
-            t = (t * (left / free).sqrt_().clamp_(min=1).nan_to_num_(1.0, posinf=1.0)).clamp_(max=1)
-        return (delta * self.column(t.to(delta.dtype))).clamp_(self.low, self.high)
+        # The nearest point is clip(t delta, low, high) with the largest t <= 1 that the ball allows: first the t that
+        # ignores the box, then a larger one, as what clipping leaves over of eps goes to the entries it does not touch.
+        # That clips a few more; further rounds were not found to help an attack.
+        eps = self.eps.to(delta.dtype)
+        t = (eps / torch.linalg.vector_norm(delta.flatten(1), dim=1)).clamp_(max=1).nan_to_num_(1.0)  # 0 / 0: at x
+        scaled = delta * self.column(t)
+        moved = scaled.clamp(self.low, self.high)
+        free = scaled.mul_(scaled == moved).flatten(1).square().sum(1)
+        clipped = moved.flatten(1).square().sum(1) - free
+        more = ((eps.square() - clipped).clamp_(min=0) / free).sqrt_().nan_to_num_(1.0, posinf=1.0)
+        t = (t * more.clamp_(min=1)).clamp_(max=1)
+        return torch.clamp(delta * self.column(t), self.low, self.high, out=moved)
 
     def steepest(self, grad: Tensor) -> Tensor:
         length = _length(grad)

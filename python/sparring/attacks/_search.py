@@ -316,7 +316,7 @@ def _examples(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """Inputs, labels, targets (int64) and eps (float64 (B,)), checked."""
     check(inputs, options)
-    inputs = inputs.detach()
+    inputs = inputs.detach().contiguous()
     place, dtype = device_and_dtype(_module(model))
     if inputs.device != place:
         raise ValueError(f"inputs are on device '{inputs.device}', but the model on '{place}'; nothing is moved")
