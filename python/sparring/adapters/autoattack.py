@@ -113,7 +113,7 @@ class AutoAttack:
             self.model, self._moved(x), self._moved(y), eps=self.epsilon, norm=self.norm, steps=settings.n_iter,
             rho=settings.rho, restarts=settings.n_restarts, loss="ce" if name == "apgd-ce" else "dlr",
             target_classes=settings.n_target_classes if name == "apgd-t" else None,
-            schedule=None if settings.use_largereps else ((1.0, 1.0),), early_stop=True, batch_size=bs,
+            schedule=attacks.LARGE_EPS if settings.use_largereps else None, early_stop=True, batch_size=bs,
             generator=torch.Generator().manual_seed(self.seed), return_result=True,
         )  # fmt: skip
         assert isinstance(result, attacks.AttackResult)

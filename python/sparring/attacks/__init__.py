@@ -43,7 +43,7 @@ for the rounding of the model's own arithmetic.
 
 from sparring.attacks._evolve import Evolution, evolve
 from sparring.attacks._result import AttackResult, GradientMaskingWarning
-from sparring.attacks.apgd import apgd
+from sparring.attacks.apgd import LARGE_EPS, apgd
 from sparring.attacks.evolution import differential_evolution, evolve_images
 from sparring.attacks.fgsm import fgm, fgsm
 from sparring.attacks.noise import gaussian_noise, uniform_noise
@@ -51,6 +51,7 @@ from sparring.attacks.pgd import pgd, slide
 from sparring.attacks.recovery import Method, Recovery, recover
 
 __all__ = [
+    "LARGE_EPS",
     "AttackResult",
     "Evolution",
     "GradientMaskingWarning",
