@@ -128,7 +128,8 @@ def differential_evolution(
     options = Options(width, math.inf, targets, bounds, loss, preprocessing, return_result=True)
     result = run(model, inputs, labels, attack, options)
     assert isinstance(result, AttackResult)
-    changed = (result.adv != inputs).flatten(2).any(1) if inputs.dim() > 2 else result.adv != inputs
+    changed = result.adv != inputs.clamp(*bounds)
+    changed = changed.flatten(2).any(1) if inputs.dim() > 2 else changed
     return replace(result, distance=changed.sum(1).double()) if return_result else result.adv
 
 
