@@ -40,7 +40,7 @@ def run(request: pytest.FixtureRequest) -> Run:
         def emulated(*args: Any, **kwargs: Any) -> Any:
             results = [simt.SimtOps(simt.load(), seed).call(kernels.dense_network, *args, **kwargs) for seed in (0, 1)]
             for a, b in zip(*results, strict=True):  # whatever the order of the lanes
-            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+                torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
             return results[0]
 
         return emulated
