@@ -99,6 +99,14 @@ def check_name(loss: Any) -> None:
 
 def check_classes(classes: Any, name: str, batch: int, limit: int, device: torch.device) -> None:
     """Error unless `classes` is an integer tensor (batch,) with entries in 0 ... limit - 1, on `device`."""
+    check_indices(classes, name, batch, device)
+    if batch and not 0 <= int(classes.min()) <= int(classes.max()) < limit:
+        low, high = int(classes.min()), int(classes.max())
+        raise ValueError(f"{name} must lie in 0 ... {limit - 1}, the model's classes; measured {low} ... {high}")
+
+
+def check_indices(classes: Any, name: str, batch: int, device: torch.device) -> None:
+    """Error unless `classes` is an integer tensor (batch,) on `device`."""
     if not isinstance(classes, Tensor):
         raise TypeError(f"{name} must be a tensor of integers, not {type(classes).__name__}")
     if classes.dtype not in _INTEGERS:
@@ -106,10 +114,7 @@ def check_classes(classes: Any, name: str, batch: int, limit: int, device: torch
     if classes.shape != (batch,):
         raise ValueError(f"{name} has shape {tuple(classes.shape)}; expected one class per example, ({batch},)")
     if classes.device != device:
-        raise ValueError(f"{name} is on device '{classes.device}', but the logits on '{device}'; nothing is moved")
-    if batch and not 0 <= int(classes.min()) <= int(classes.max()) < limit:
-        low, high = int(classes.min()), int(classes.max())
-        raise ValueError(f"{name} must lie in 0 ... {limit - 1}, the model's classes; measured {low} ... {high}")
+        raise ValueError(f"{name} is on device '{classes.device}', but the examples on '{device}'; nothing is moved")
 
 
 def _at(z: Tensor, index: Tensor) -> Tensor:

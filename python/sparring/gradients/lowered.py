@@ -31,8 +31,11 @@ class Lowered:
         Why autograd does the work; empty where it does not.
     """
 
-    def __init__(self, model: Model, steps: list[Step] | None, reasons: list[str]) -> None:
+    def __init__(
+        self, model: Model, steps: list[Step] | None, reasons: list[str], sizes: dict[Any, int] | None = None
+    ) -> None:
         self.model = model
+        self._sizes = {} if sizes is None else sizes  # bytes an example takes, by its shape
         self.reasons = [*reasons]
         self._autograd: list[Step] = [Autograd(model)]
         self.steps = self._autograd if steps is None else steps
@@ -59,9 +62,28 @@ class Lowered:
         try:
             return _run(self.steps[:-1] if unmixed and self.mixture is not None else self.steps, x, precision)
         except NotLowered as why:  # known only now that there is an input
-            self.reasons.append(str(why))
-            self.steps = self._autograd
+            self._leave_to_autograd(why)
             return _run(self.steps, x, precision)
+
+    def examples_in(self, memory: int, x: Tensor, precision: str) -> int:
+        """How many examples like those of `x` can be worked on within `memory` bytes; all, where autograd works."""
+        if memory < 1:
+            raise ValueError(f"memory must be at least 1 byte, got {memory}")
+        if not self.is_lowered or len(x) < 2:
+            return max(1, len(x))
+        key = (x.shape[1:], x.dtype, precision)
+        if key not in self._sizes:
+            try:
+                one, two = (_bytes(_run(self.steps, x[:count], precision)[1]) for count in (1, 2))
+            except NotLowered as why:
+                self._leave_to_autograd(why)
+                return len(x)
+            self._sizes[key] = 2 * max(1, two - one)  # as much again for gradients
+        return max(1, memory // self._sizes[key])
+
+    def _leave_to_autograd(self, why: NotLowered) -> None:
+        self.reasons.append(str(why))
+        self.steps = self._autograd
 
     @property
     def mixture(self) -> Combine | None:
@@ -88,3 +110,10 @@ def _run(steps: list[Step], x: Tensor, precision: str) -> tuple[Tensor, Tape]:
             x, saved = step.forward(x, precision) if hasattr(step, "takes_precision") else step.forward(x)
             tape.append((step, saved))
     return x, tape
+
+
+def _bytes(saved: Any) -> int:
+    """What the tensors in a tape take."""
+    if isinstance(saved, Tensor):
+        return saved.numel() * saved.element_size()
+    return sum(map(_bytes, saved)) if isinstance(saved, (tuple, list)) else 0

@@ -20,7 +20,7 @@ _SIZES = object()  # the shape of an activation
 _UNKNOWN = object()  # an entry of it, not the batch size
 
 _Plan = tuple[list[Step] | None, list[str]]
-_plans: weakref.WeakKeyDictionary[nn.Module, tuple[Any, _Plan]] = weakref.WeakKeyDictionary()
+_plans: weakref.WeakKeyDictionary[nn.Module, tuple[Any, _Plan, dict[Any, int]]] = weakref.WeakKeyDictionary()
 
 
 def lower(model: Model) -> Lowered:
@@ -42,8 +42,8 @@ def lower(model: Model) -> Lowered:
     signature = _signature(model)
     known = _plans.get(model)
     if known is None or known[0] != signature:
-        known = _plans[model] = (signature, _plan(model))
-    return Lowered(model, *known[1])
+        known = _plans[model] = (signature, _plan(model), {})
+    return Lowered(model, *known[1], known[2])
 
 
 def _signature(model: nn.Module) -> Any:

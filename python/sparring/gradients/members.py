@@ -62,7 +62,8 @@ class StackedDense:
         for reshape in self.reshapes:
             x, shape = reshape.forward(x)
             shapes.append(shape)
-        for i, ((weight, bias), activation) in enumerate(zip(self._weights(x), self.activations, strict=True)):
+        weights = self._weights(x)
+        for i, ((weight, bias), activation) in enumerate(zip(weights, self.activations, strict=True)):
             z = torch.bmm(x, weight.transpose(1, 2)) if i else F.linear(x, weight)
             if activation is not None:
                 z = activation.over(z, bias)
@@ -70,12 +71,11 @@ class StackedDense:
                 z += bias.unsqueeze(1) if i else bias
             outputs.append(z)
             x = z if i else z.view(len(z), self.members, -1 if z.numel() else 0).transpose(0, 1)
-        return x, (shapes, outputs)
+        return x, (shapes, outputs, weights)
 
     def backward(self, grad: Tensor, saved: Any) -> Tensor:
-        shapes, outputs = saved
+        shapes, outputs, weights = saved
         members, rows = grad.shape[:2]
-        weights = self._weights(grad)
         for i in range(len(weights) - 1, -1, -1):
             weight, activation, output = weights[i][0], self.activations[i], outputs[i]
             if i == 0:
@@ -101,8 +101,10 @@ class StackedDense:
         Torch counts changes in place, but not those through ``.data``.
         """
         tensors = [live() for members in self.layers for layer in members for live in (layer.weight, layer.bias)]
-        tracked = not any(t is not None and t.is_inference() for t in tensors)
-        key = [x.dtype, *((t.data_ptr(), t._version) for t in tensors if t is not None)] if tracked else None
+        try:
+            key: Any = [x.dtype, *((t.data_ptr(), t._version) for t in tensors if t is not None)]
+        except RuntimeError:  # tensors made in inference mode count no changes
+            key = None
         if key is None or key != self._key:
             pairs = iter(tensors)
             stacked = []

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparring import losses
 from sparring.gradients import kernels
+from sparring.gradients.kernels import LossGrad
 from sparring.losses import Loss
 
 
@@ -56,14 +57,6 @@ class Combine:
         return result.view(members, grad.shape[0], classes).to(dtype)
 
 
-class LossGrad(NamedTuple):
-    """Losses, (B,); their gradient, like the logits they came from; the logits of the model, (B, K)."""
-
-    loss: Tensor
-    grad: Tensor
-    logits: Tensor
-
-
 def loss_grad(loss: Loss, logits: Tensor, mixture: Combine | None, labels: Tensor, targets: Tensor | None) -> LossGrad:
     """Loss of each example and its gradient towards the logits of a model, (B, K), or of its members, (M, B, K)."""
     losses.check(loss, logits if mixture is None else logits[0], labels, targets)
@@ -71,7 +64,7 @@ def loss_grad(loss: Loss, logits: Tensor, mixture: Combine | None, labels: Tenso
     if isinstance(loss, str) and kernels.supported(logits):
         how = "probs" if mixture is None else mixture.combine
         weights = None if mixture is None else mixture.weights
-        return LossGrad(*kernels.loss_grad(logits, weights, labels, targets, loss, how))
+        return kernels.loss_grad(logits, weights, labels, targets, loss, how)
     with torch.inference_mode(False), torch.enable_grad():
         if logits.is_inference() or labels.is_inference():  # which autograd cannot keep
             logits, labels = logits.clone(), labels.clone()
