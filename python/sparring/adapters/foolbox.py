@@ -186,7 +186,7 @@ class L2ProjectedGradientDescentAttack(_GradientDescent):
 
 
 class L1ProjectedGradientDescentAttack(L2ProjectedGradientDescentAttack):
-    """PGD in L1, but stronger than Foolbox': steps on the steepest 5 % of the entries, and the projection is exact."""
+    """PGD in L1, but stronger than Foolbox': steps on the steepest 1 % of the entries, and the projection is exact."""
 
     norm = 1
 
