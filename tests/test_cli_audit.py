@@ -184,6 +184,30 @@ def test_built_in_network(tmp_path: Path) -> None:
     assert "(L2, eps 2, 20 images, 1 attack)" in result.output
 
 
+def test_several_eps(weights: Path, tmp_path: Path) -> None:
+    only = (
+        "--images",
+        "30",
+        "--attacks",
+        "fgsm",
+        "--norm",
+        "Linf",
+        "--eps",
+        "0.02,.1,.05",
+        "--runs-dir",
+        str(tmp_path),
+    )
+    result = sparring("audit", *net(weights), *only)
+    assert result.exit_code == 0, result.output
+    results = json.loads((tmp_path / "audit-1" / "results.json").read_text())
+    small, large, middle = (case["accuracy"] for case in results["worst_case"])
+    assert small > middle > large
+    page = (tmp_path / "audit-1" / "report.html").read_text()
+    assert f"{100 * large:.1f} % at 0.1." in page
+    assert "at most 0.02, 0.1 or 0.05 (Linf)" in page
+    assert (tmp_path / "audit-1" / "figures" / "eps_Linf.png").exists()
+
+
 def test_masked_gradients_are_named(tmp_path: Path) -> None:
     network = build("mlp", (1, 8, 8), 10)
     saturated = {name: value * 1e6 for name, value in network.state_dict().items()}
@@ -199,7 +223,9 @@ def test_masked_gradients_are_named(tmp_path: Path) -> None:
     (("--attacks", "fgms"), "there is no 'fgms'"),
     (("--attacks", "slide", "--norm", "L2"), "works in L1: give eps"),
     (("--norm", "L3"), "--norm L3: norm is 'L3'"),
-    (("--norm", "L1,1"), "each norm once"),
+    (("--norm", "L1,1"), "each pair once"),
+    (("--norm", "L1", "--eps", "2,2.0"), "each pair once"),
+    (("--norm", "L1,L2", "--eps", "1,2,3"), "--eps 1,2,3: 3 numbers for 2 norms (L1, L2)"),
     (("--eps", "0.3"), "--eps 0.3: 1 numbers for 3 norms"),
     (("--norm", "L1", "--eps", "much"), "'much' is no number"),
     (("--norm", "L1", "--eps", "-1"), "eps is -1"),

@@ -225,6 +225,19 @@ def test_eps_and_targets_of_each_example_go_with_it(model: Linear, x: Tensor, y:
     assert targeted.robust.tolist() == found.robust.tolist()
 
 
+def test_several_eps_in_a_norm(model: Linear, x: Tensor, y: Tensor) -> None:
+    found = quiet(
+        model, x, y, ["fgsm", ("fgm", {"eps": 0.3}), ("fgsm", {"norm": 2})], eps={math.inf: [0.01, 0.03], 2: 0.1}
+    )
+    assert [(row.norm, row.eps) for row in found.rows] == [
+        ("Linf", 0.01), ("Linf", 0.03), ("L2", 0.1), ("L2", 0.1), ("L2", 0.3),
+    ]  # fmt: skip
+    for case in found.worst_cases:
+        assert isinstance(case.eps, float)
+        assert case.robust.tolist() == standing(model, x, y, case.eps, 1 if case.norm == "Linf" else 2).tolist()
+    assert len(quiet(model, x, y, eps=[0.01, 0.03]).worst_cases) == 2
+
+
 def test_distances_steps_and_classes(model: Linear, x: Tensor, y: Tensor) -> None:
     def stepping(model: Linear, x: Tensor, y: Tensor, eps: float) -> Found:
         return Found(towards(model, x, y, eps), steps_used=torch.full_like(y, 7))

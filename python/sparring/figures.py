@@ -62,10 +62,14 @@ def curves(
     x: str,
     y: str,
     shares: bool = False,
+    whole: bool = True,
     marks: Sequence[float] = (),
     level: tuple[str, float] | None = None,
 ) -> Figure:
-    """Lines, each named at the top; `marks` are vertical lines, `level` a named horizontal one."""
+    """Lines, each named at the top; `marks` are vertical lines, `level` a named horizontal one.
+
+    `shares` are shown from 0 to 100 %; with `whole` the ticks along x are whole numbers.
+    """
     from matplotlib.ticker import MaxNLocator
 
     entries = len(series) + (level is not None)
@@ -86,7 +90,7 @@ def curves(
         axes.set_ylim(bottom=0)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=whole))
     _legend(theme, axes)
     return figure
 

@@ -96,8 +96,8 @@ def audit(
         str | None,
         typer.Option(
             metavar="LIST",
-            help="How far an image may be moved, for pixels in \\[0, 1], one number a norm. "
-            "[dim]default: what is usual for the data[/dim]",
+            help="How far an image may be moved, for pixels in \\[0, 1]: a number for each norm, or several for one "
+            "norm. [dim]default: what is usual for the data[/dim]",
             rich_help_panel=ATTACKS,
         ),
     ] = None,
@@ -159,7 +159,8 @@ def audit(
             }  # fmt: skip
             run = Run.create(runs_dir, name or "audit", config, numbered=name is None)
             (run.path / "checkpoints").rmdir()
-            console.print(f"Run [bold]{run.path}[/bold]: {arch} on {len(test)} images of {data}", soft_wrap=True)
+            where_to = f"Run [bold]{run.path}[/bold]: {arch} on {len(test)} images of {data}"
+            console.print(where_to, highlight=False, soft_wrap=True)
             found = _evaluate(network, test.images, test.labels, wanted, console)
             done = True
             results.save(run, found, test.images)
@@ -197,23 +198,26 @@ def _written(run: Run) -> Path:
     return report.write(run)
 
 
-def _threats(norm: str, eps: str | None, data: str) -> dict[str, float]:
-    """Norms with their eps, from two lists."""
+def _threats(norm: str, eps: str | None, data: str) -> dict[str, list[float]]:
+    """The eps of each norm, from two lists."""
     from sparring.attacks._norms import norm_name
 
     try:
-        norms = [norm_name(part.strip() if not part.strip().isdigit() else int(part)) for part in norm.split(",")]
+        norms = [norm_name(int(part) if part.strip().isdigit() else part.strip()) for part in norm.split(",")]
     except ValueError as error:
         raise ValueError(f"--norm {norm}: {error}") from None
-    if len(set(norms)) != len(norms):
-        raise ValueError(f"--norm {norm}: each norm once")
-    if eps is None:
-        usual = USUAL_EPS.get(data, USUAL_EPS["digits"])
-        return {name: usual[name] for name in norms}
-    sizes = _numbers("--eps", eps)
+    usual = USUAL_EPS.get(data, USUAL_EPS["digits"])
+    sizes = [usual[name] for name in norms] if eps is None else _numbers("--eps", eps)
+    if len(norms) == 1:
+        norms *= len(sizes)
     if len(sizes) != len(norms):
         raise ValueError(f"--eps {eps}: {len(sizes)} numbers for {len(norms)} norms ({', '.join(norms)}); one for each")
-    return dict(zip(norms, sizes, strict=True))
+    if len({*zip(norms, sizes, strict=True)}) != len(norms):
+        raise ValueError(f"--norm {norm}, --eps {eps}: each pair once")
+    threats: dict[str, list[float]] = {}
+    for name, size in zip(norms, sizes, strict=True):
+        threats.setdefault(name, []).append(size)
+    return threats
 
 
 def _preprocessing(text: str | None, channels: int) -> dict[str, list[float]] | None:

@@ -16,7 +16,7 @@ from sparring.attacks._model import held_still, preprocessed
 from sparring.attacks._norms import Norm
 from sparring.attacks._result import GradientMaskingWarning
 from sparring.evaluation.masking import evidence
-from sparring.evaluation.plan import Entry, Eps, Plan, make_plans, threat_name
+from sparring.evaluation.plan import Entry, Plan, Sizes, make_plans, threat_name
 from sparring.evaluation.result import AttackRow, Evaluation, Examples
 from sparring.gradients import Lowered, lower
 from sparring.training.streams import stream
@@ -32,7 +32,7 @@ def evaluate(
     attacks: Iterable[Entry] | None = None,
     *,
     norm: Norm | None = None,
-    eps: Eps | Mapping[Any, Eps] | None = None,
+    eps: Sizes | Mapping[Any, Sizes] | None = None,
     bounds: tuple[float, float] = (0.0, 1.0),
     preprocessing: Mapping[str, Any] | nn.Module | None = None,
     worst_case: bool = False,
@@ -63,11 +63,12 @@ def evaluate(
         (:class:`sparring.attacks.AttackResult`); pairs ``(name or function, options)``; dicts
         ``{"attack": name or function, "name": how to call it, **options}``. A function gets the keyword arguments it
         has parameters for, out of `eps`, `norm`, `bounds`, `generator`, `early_stop` and `return_result`, and its
-        options. An attack with neither eps nor norm among its options runs in every norm of `eps` that it can work in.
-        None: :data:`sparring.evaluation.BATTERIES` in each of these norms.
+        options. An attack with no eps among its options runs under every threat model that it can work in.
+        None: :data:`sparring.evaluation.BATTERIES` for each of them.
     norm, eps
-        The threat model: 1, 2 or inf ("L1", "L2", "Linf"; None: inf) and the radius, a number or one per example, (N,).
-        For several: eps by norm, such as ``{"Linf": 0.3, "L1": 10.0}``.
+        The threat model: 1, 2 or inf ("L1", "L2", "Linf"; None: inf) and the radius, a number or a tensor (N,) with one
+        per example. For several threat models: a list of numbers, or eps by norm, such as
+        ``{"Linf": [0.1, 0.3], "L1": 10.0}``.
     bounds, preprocessing
         The range of `x`, and what stands between it and the model: ``{"mean": ..., "std": ...}`` or a module.
     worst_case

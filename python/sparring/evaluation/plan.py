@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from sparring.attacks._norms import Norm, norm_name
 
 Kind = Literal["noise", "one-step", "iterative", "other"]
 Eps = float | Tensor
+Sizes = Eps | Sequence[float]
 Entry = str | Callable[..., Any] | tuple[str | Callable[..., Any], Mapping[str, Any]] | Mapping[str, Any]
 
 
@@ -80,26 +81,33 @@ class Plan:
 
 
 def make_plans(
-    entries: Iterable[Entry] | None, norm: Norm | None, eps: Eps | Mapping[Any, Eps] | None, outputs: int, count: int
+    entries: Iterable[Entry] | None,
+    norm: Norm | None,
+    eps: Sizes | Mapping[Any, Sizes] | None,
+    outputs: int,
+    count: int,
 ) -> list[Plan]:
     """The attacks to run, each with its own name and threat model, one threat model after the other."""
+    default = norm_name(math.inf if norm is None else norm)
     if isinstance(eps, Mapping):
         if norm is not None:
             raise ValueError("norm is left out where eps is given norm by norm")
-        threats = {norm_name(key): value for key, value in eps.items()}
+        sizes = {norm_name(key): value for key, value in eps.items()}
     else:
-        threats = {} if eps is None else {norm_name(math.inf if norm is None else norm): eps}
-    for value in threats.values():
-        _check_eps("eps", value, count)
-    default = norm_name(math.inf if norm is None else norm)
+        sizes = {} if eps is None else {default: eps}
+    threats = [
+        (name, _check_eps("eps", value, count))
+        for name, values in sizes.items()
+        for value in (values if isinstance(values, list | tuple) else [values])
+    ]
     if entries is None:
         if not threats:
             raise ValueError("eps is missing: how far may an attack move an image? Such as eps=0.3, or {'Linf': 0.3}")
         plans = [
             plan
-            for norm_, size in threats.items()
-            for name in BATTERIES[norm_]
-            for plan in _plans(_for_few_classes(name, outputs), {norm_: size}, norm_, count)
+            for threat in threats
+            for name in BATTERIES[threat[0]]
+            for plan in _plans(_for_few_classes(name, outputs), [threat], default, count)
         ]
     else:
         if isinstance(entries, str | Mapping) or callable(entries):
@@ -131,7 +139,7 @@ def _for_few_classes(name: str, outputs: int) -> Entry:
     return ("apgd-t", {"target_classes": outputs - 1}) if outputs >= 4 else "apgd-margin"
 
 
-def _plans(entry: Entry, threats: Mapping[str, Eps], default: str, count: int) -> list[Plan]:
+def _plans(entry: Entry, threats: Sequence[tuple[str, Eps]], default: str, count: int) -> list[Plan]:
     """One entry, under its own threat model or under every one that it can work in."""
     attack, options = _taken_apart(entry)
     if isinstance(attack, str):
@@ -159,22 +167,18 @@ def _plans(entry: Entry, threats: Mapping[str, Eps], default: str, count: int) -
     unknown = [] if accepts_any else [option for option in options if option not in accepts]
     if unknown:
         raise ValueError(f"attack {name!r} has no option {unknown[0]!r}; it has {', '.join([*parameters][3:])}")
-    chosen: dict[str, Any]
-    if norm is not None or eps is not None:
-        norm = norm or (default if not norms or default in norms else norms[0])
-        chosen = {norm: eps if eps is not None else threats.get(norm)}
-    elif norms or "norm" in accepts:
-        chosen = {n: e for n, e in threats.items() if not norms or n in norms}
-        if threats and not chosen:
-            raise ValueError(f"attack {name!r} works in {' and '.join(norms)}: give eps for that norm")
+    norm = norm if eps is None or norm is not None else default if not norms or default in norms else norms[0]
+    if eps is not None and norm is not None:
+        chosen = [(norm, _check_eps(f"attack {name!r}: eps", eps, count))]
+    elif norms or norm is not None or "norm" in accepts:
+        chosen = [threat for threat in threats if threat[0] in ([norm] if norm else norms or [threat[0]])]
     else:  # a function that knows no norm is held to the first threat model
-        chosen = dict(list(threats.items())[:1])
-    if not chosen or None in chosen.values():
+        chosen = list(threats[:1])
+    if threats and not chosen:
+        raise ValueError(f"attack {name!r} works in {norm or ' and '.join(norms)}: give eps for that norm")
+    if not chosen:
         raise ValueError(f"attack {name!r}: eps is missing; give evaluate(..., eps=...) or ({name!r}, {{'eps': ...}})")
-    return [
-        Plan(name, kind, call, n, _check_eps(f"attack {name!r}: eps", e, count), options, accepts)
-        for n, e in chosen.items()
-    ]
+    return [Plan(name, kind, call, norm_, eps_, options, accepts) for norm_, eps_ in chosen]
 
 
 def _taken_apart(entry: Entry) -> tuple[str | Callable[..., Any], dict[str, Any]]:

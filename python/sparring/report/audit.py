@@ -89,24 +89,24 @@ class _Story:
 
     def summary(self) -> Summary:
         """The top of the page and its foot."""
-        data, worst = self.config["data"], min(case["accuracy"] for case in self.cases)
-        shares = [f"{percent(case['accuracy'])} ({_threat(case)})" for case in self.cases]
-        headline = f"Robust accuracy {percent(worst) if len(self.cases) == 1 else ', '.join(shares)}"
-        parts = [
-            f"With {MEANING[case['norm']].format(eps=_eps(case))} ({case['norm']}), "
-            f"{percent(case['accuracy'])} withstand "
-            + (f"all {case['attacks']} attacks." if case["attacks"] > 1 else "the one attack.")
-            for case in self.cases
-        ]
+        data, found = self.config["data"], [case["accuracy"] for case in self.cases]
+        worst = min(found)
+        if len(found) == 1:
+            headline = f"Robust accuracy {percent(worst)}"
+        elif len(found) <= 3:
+            shares = [f"{percent(case['accuracy'])} ({_threat(case)})" for case in self.cases]
+            headline = f"Robust accuracy {', '.join(shares)}"
+        else:
+            headline = f"Robust accuracy from {percent(max(found))} to {percent(worst)}"
+        norms = dict.fromkeys(case["norm"] for case in self.cases)
         lead = (
             f"Of {self.images} {data['name']} test {plural('image', self.images)} the model classifies "
-            f"{percent(self.clean)} correctly as they are. {' '.join(parts)}"
+            f"{percent(self.clean)} correctly as they are. {' '.join(map(self._sentence, norms))}"
         )
-        intervals = ", ".join(
-            f"{percent(low)} to {percent(high)}" + (f" ({_threat(case)})" if len(self.cases) > 1 else "")
-            for case in self.cases
-            for low, high in [interval(case["accuracy"], self.images)]
-        )
+        ends = [interval(share, self.images) for share in found]
+        intervals = ", ".join(f"{percent(low)} to {percent(high)}" for low, high in ends[:3])
+        if len(ends) > 3:
+            intervals = f"up to {100 * max(high - low for low, high in ends):.1f} points in width"
         return Summary(
             what="audit",
             headline=headline,
@@ -117,6 +117,18 @@ class _Story:
             command=self.config.get("command", "sparring audit"),
             tables=[self._settings(), self._setting_up()],
             warnings=[f"{warning[0].upper()}{warning[1:]}." for warning in self.found["warnings"]],
+        )
+
+    def _sentence(self, norm: str) -> str:
+        """What withstands in one norm."""
+        cases = [case for case in self.cases if case["norm"] == norm]
+        eps = f"{', '.join(map(_eps, cases[:-1]))} or {_eps(cases[-1])}" if len(cases) > 1 else _eps(cases[0])
+        shares = [percent(case["accuracy"]) for case in cases]
+        left = f"{', '.join(shares[:-1])} and {shares[-1]}" if len(shares) > 1 else shares[0]
+        counts = {case["attacks"] for case in cases}
+        all_of_them = "the one attack" if counts == {1} else f"all {max(counts)} attacks" if len(counts) == 1 else "all"
+        return f"With {MEANING[norm].format(eps=eps)} ({norm}), {left} withstand {all_of_them}" + (
+            ", in this order." if len(cases) > 1 else "."
         )
 
     def _tiles(self) -> list[Tile]:
@@ -144,7 +156,7 @@ class _Story:
 
     def sections(self) -> list[Section]:
         """The parts, in order; those without data are left out."""
-        parts = [self._overview(), self._classes(), self._images(), self._progress()]
+        parts = [self._overview(), self._sizes(), self._classes(), self._images(), self._progress()]
         return [part for part in parts if part.pictures or part.table]
 
     def _of(self, case: dict[str, Any]) -> list[dict[str, Any]]:
@@ -192,6 +204,32 @@ class _Story:
                 theme, values, x="robust accuracy", level=("without attack", self.clean), strong=["worst case"]
             ),
         )
+
+    def _sizes(self) -> Section:
+        pictures = []
+        for norm in dict.fromkeys(case["norm"] for case in self.cases):
+            cases = sorted((c for c in self.cases if c["norm"] == norm and isinstance(c["eps"], float)), key=_size)
+            if len(cases) > 1:
+                xs, ys = [0.0, *map(_size, cases)], [self.clean, *(case["accuracy"] for case in cases)]
+                words = ", ".join(f"{percent(y)} at {x:.4g}" for x, y in zip(xs, ys, strict=True))
+                pictures.append(
+                    Picture(
+                        f"eps_{norm}",
+                        f"Robust accuracy by eps, {norm}",
+                        "in the worst case",
+                        f"Curve of the robust accuracy in the worst case by eps in {norm}: {words}.",
+                        partial(
+                            figures.curves,
+                            series={"worst case": (xs, ys)},
+                            x=f"eps, {norm}",
+                            y="",
+                            shares=True,
+                            whole=False,
+                        ),
+                    )
+                )
+        text = "A larger eps allows all that a smaller one does: where the curve rises, the attacks have failed."
+        return Section("", "How it falls with eps", text, pictures)
 
     def _classes(self) -> Section:
         pictures = []
@@ -297,6 +335,10 @@ class _Story:
 
 def _threat(found: dict[str, Any]) -> str:
     return f"{found['norm']}, eps {_eps(found)}"
+
+
+def _size(found: dict[str, Any]) -> float:
+    return float(found["eps"])
 
 
 def _eps(found: dict[str, Any]) -> str:
