@@ -147,7 +147,7 @@ def test_empty_and_single(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_examples_do_not_depend_on_the_batch(name: str) -> None:
-    """To the bit where the products are done alike; where another batch size changes their order, to a few ulps."""
+    """To the bit at one batch size; where another one changes the order of summation, to a few ulps."""
     model = network(name)
     x, labels = images(64)
     whole = sp.input_grad(model, x, labels)
