@@ -96,15 +96,17 @@ def latency_table(records: list[Record]) -> str:
 def attack_table(records: list[Record]) -> str:
     """Attacks on one network: a row each, strongest last budget first; accuracy left and time for each budget."""
     budgets = sorted(records, key=lambda record: record["eps"])
-    rows = [["", *(f"left at eps {r['eps']:g}" for r in budgets), "gradients", "time", "over eps", "out of box"]]
+    rows = [
+        ["", *(f"left at eps {r['eps']:g}" for r in budgets), "gradients", "time", "CPU time", "over eps", "out of box"]
+    ]
     names = sorted((a for a in budgets[-1]["attacks"]), key=lambda a: sum(a["robust"]) / len(a["robust"]))
     for name in (entry["name"] for entry in names):
         found = [next(a for a in record["attacks"] if a["name"] == name) for record in budgets]
         left = [f"{100 * sum(a['robust']) / len(a['robust']):.1f} %" for a in found]
-        times = " / ".join(number(a["ratio"]) + "x" for a in found)
+        times = [" / ".join(number(a[field]) + "x" for a in found) for field in ("ratio", "cpu_ratio")]
         worst = [max(a[field] for a in found) for field in ("over_budget", "out_of_box")]
         label = f"**{name}**" if name.startswith("ours") else name
-        rows.append([label, *left, str(found[0]["gradients"]), times, *(f"{w:.1g}" if w else "" for w in worst)])
+        rows.append([label, *left, str(found[0]["gradients"]), *times, *(f"{w:.1g}" if w else "" for w in worst)])
     return grid(rows)
 
 
