@@ -44,7 +44,7 @@ struct LossGrad {
   int64_t rows, n;  // n = members * classes
   int64_t members, classes;
   MemberRows<const Real> logits;
-  const double* weights;  // one a member; null: 1, for one member
+  const double* weights;  // one a member; of no account for one member
   const int64_t* labels;
   const int64_t* targets;  // null: none
   LossKind loss;
@@ -80,6 +80,24 @@ SPARRING_FN int64_t largest_but(Team team, int64_t n, const Real* u, int64_t a, 
   return n - int64_t(team.max(n, [=](int64_t k) { return key(k) == top ? Bits(n - k) : Bits(0); }));
 }
 
+/// f(team, n, row, out), on a CPU with a copy of a row that is short, filled up with classes of probability 0.
+template <class Team, class Real, class F>
+SPARRING_FN auto padded(Team team, int64_t n, const Real* row, Real* out, F f) {
+  using Short = typename Team::Short;
+  constexpr int length = Short::length;
+  if constexpr (length > 0) {
+    if (n <= length) {
+      Real whole[length], result[length];
+      for (int k = 0; k < length; ++k) whole[k] = -Real(__builtin_inf());
+      __builtin_memcpy(whole, row, uint64_t(n) * sizeof(Real));
+      const auto value = f(Short{}, int64_t(length), static_cast<const Real*>(whole), static_cast<Real*>(result));
+      __builtin_memcpy(out, result, uint64_t(n) * sizeof(Real));
+      return value;
+    }
+  }
+  return f(team, n, row, out);
+}
+
 /// What a row is to become.
 template <class Real>
 struct Goal {
@@ -99,9 +117,9 @@ template <class Team, class Real, class Keep>
 SPARRING_FN Softmax<Real> softmax(Team team, int64_t n, const Real* u, int64_t at, Keep keep) {
   const Real top = from_ordered<Real>(team.max(n, [=](int64_t k) { return ordered(u[k]); }));
   const auto sums = team.sum2(n, [=](int64_t k) {
-    const Real below = u[k] - top, e = exp(below);
+    const Real below = u[k] - top, e = exp(below), is_top = choose(below == 0, Real(1), Real(0));
     keep(k, e);
-    return Pair<Real>{u[k] < top ? e : Real(0), u[k] == top ? 1 + below : Real(0)};  // NaN, not 1, at +inf
+    return Pair<Real>{e - is_top, is_top};
   });
   Softmax<Real> s;
   s.top = top;
@@ -184,23 +202,25 @@ struct LossOf {
     return sum;
   }
 
-  /// A member's gradient in a mixture of probabilities, from its log q, which it replaces. With u = log mixture, d u_j = r_j d log q_j
+  /// A member's gradient in a mixture of probabilities, from its log q, in whose place it may be written. With u = log mixture, d u_j = r_j d log q_j
   /// where r_j = w q_j / e^(u_j) is the member's share in class j, and d log q_j = d z_j - sum q_k d z_k.
   template <class Team, class Real, int count>
-  static SPARRING_FN void member_grad(Team team, int64_t n, const Real* u, Slope<Real, count> s, Real weight, Real* log_q) {
+  static SPARRING_FN bool member_grad(Team team, int64_t n, const Real* u, Slope<Real, count> s, Real weight, const Real* log_q,
+                                      Real* grad) {
     for (int j = 0; j < count; ++j) s.by[j] *= weight > 0 ? weight * exp(log_q[s.at[j]] - u[s.at[j]]) : Real(0);
     team.sync();  // all have read
     const Real half = Real(0.5);
     const Real minor = Real(team.sum(n, [=](int64_t k) {
       const Real q = exp(log_q[k]);
-      log_q[k] = q;
-      return q > half ? Real(0) : q;
+      grad[k] = q;
+      return choose(q > half, Real(0), q);
     }));
     team.each(n, [=](int64_t k) {
-      const Real q = log_q[k], others = q > half ? minor : 1 - q;  // at most one class has more than half
+      const Real q = grad[k], others = q > half ? minor : 1 - q;  // at most one class has more than half
       const auto by = shares(s, k);
-      log_q[k] = by.first * others - by.second * q;
+      grad[k] = by.first * others - by.second * q;
     });
+    return true;
   }
 };
 
@@ -226,7 +246,7 @@ struct LossRow {
 
   SPARRING_FN const Real* logits(int64_t m) const { return a.logits.at(m, row); }
   SPARRING_FN Real* grad(int64_t m) const { return a.grad.at(m, row); }
-  SPARRING_FN Real weight(int64_t m) const { return a.weights == nullptr ? Real(1) : Real(a.weights[m]); }
+  SPARRING_FN Real weight(int64_t m) const { return Real(a.weights[m]); }
 };
 
 /// Puts log q of every member where its gradient will be.
@@ -234,50 +254,99 @@ template <class Team, class Real>
 SPARRING_FN void log_softmax(Team team, LossRow<Real> r) {
   const int64_t n = r.a.classes;
   team.split(r.a.members, [=](auto part, int64_t m) {
-    const Real* const z = r.logits(m);
-    Real* const log_q = r.grad(m);
-    const auto p = softmax(part, n, z, 0, KeepNothing{});
-    const Real log_total = log1p(p.rest);
-    part.each(n, [=](int64_t k) { log_q[k] = (z[k] - p.top) - log_total; });
+    padded(part, n, r.logits(m), r.grad(m), [=](auto lanes, int64_t count, const Real* z, Real* log_q) {
+      const auto p = softmax(lanes, count, z, 0, KeepNothing{});
+      const Real log_total = log1p(p.rest);
+      lanes.each(count, [=](int64_t k) { log_q[k] = (z[k] - p.top) - log_total; });
+      return log_total;
+    });
   });
 }
 
-/// u_k = sum_m w_m of(m)[k].
-template <class Team, class Real, class Of>
-SPARRING_FN void weighted_mean(Team team, LossRow<Real> r, Real* u, Of of) {
+/// u_k = sum_m w_m v_mk.
+template <class Team, class Real>
+SPARRING_FN void weighted_mean(Team team, LossRow<Real> r, MemberRows<const Real> values, Real* u) {
+  const double* const weights = r.a.weights;
+  const int64_t members = r.a.members, stride = values.member_stride;
+  const Real* const first = values.at(0, r.row);
   team.split(r.a.classes, [=](auto part, int64_t k) {
-    const Real mean = Real(part.sum(r.a.members, [=](int64_t m) { return r.weight(m) * of(m)[k]; }));
+    const Real* const v = first + k;
+    const Real mean = Real(part.sum(members, [=](int64_t m) { return Real(weights[m]) * v[m * stride]; }));
     part.each(1, [=](int64_t) { u[k] = mean; });
   });
 }
 
-/// u_k = log sum_m w_m e^(log q_mk), about the largest of them.
+/// log_mixture on a CPU for `count` classes from `begin` on, side by side.
+template <class Short, class Real>
+SPARRING_FN void log_mixture_of(LossRow<Real> r, int64_t begin, int64_t count, Real* u) {
+  const Short lanes;
+  constexpr int width = Short::length;
+  Real top[width], sum[width], log_q[width];
+  lanes.each(width, [&](int64_t i) {
+    top[i] = log_q[i] = -Real(__builtin_inf());
+    sum[i] = 0;
+  });
+  const auto each_member = [&](auto f) {
+    for (int64_t m = 0; m < r.a.members; ++m) {
+      const Real weight = r.weight(m);
+      if (!(weight > 0)) continue;
+      __builtin_memcpy(log_q, r.grad(m) + begin, uint64_t(count) * sizeof(Real));
+      lanes.each(width, [&](int64_t i) { f(i, weight); });
+    }
+  };
+  each_member([&](int64_t i, Real) { top[i] = larger(log_q[i], top[i]); });
+  lanes.each(width, [&](int64_t i) { top[i] = choose(top[i] < -Float<Real>::largest, Real(0), top[i]); });
+  each_member([&](int64_t i, Real weight) { sum[i] += weight * exp(log_q[i] - top[i]); });
+  lanes.each(width, [&](int64_t i) { top[i] += log(sum[i]); });
+  __builtin_memcpy(u + begin, top, uint64_t(count) * sizeof(Real));
+}
+
+/// u_k = log sum_m w_m e^(log q_mk), about the largest of them; log q is where the gradient will be.
 template <class Team, class Real>
 SPARRING_FN void log_mixture(Team team, LossRow<Real> r, Real* u) {
-  team.split(r.a.classes, [=](auto part, int64_t k) {
-    const auto log_q = [=](int64_t m) { return r.weight(m) > 0 ? r.grad(m)[k] : -Real(__builtin_inf()); };
-    const Real top = from_ordered<Real>(part.max(r.a.members, [=](int64_t m) { return ordered(log_q(m)); }));
-    const Real base = top < -Float<Real>::largest ? Real(0) : top;
-    const Real sum = Real(part.sum(r.a.members, [=](int64_t m) { return r.weight(m) * exp(log_q(m) - base); }));
-    part.each(1, [=](int64_t) { u[k] = base + log(sum); });
+  const int64_t members = r.a.members, classes = r.a.classes;
+  using Short = typename Team::Short;
+  constexpr int64_t width = Short::length;
+  if constexpr (width > 0) {
+    for (int64_t k = 0; k < classes; k += width) log_mixture_of<Short>(r, k, classes - k < width ? classes - k : width, u);
+  } else {
+    team.split(classes, [=](auto part, int64_t k) {
+      const auto log_q = [=](int64_t m) { return choose(r.weight(m) > 0, r.grad(m)[k], -Real(__builtin_inf())); };
+      const Real top = from_ordered<Real>(part.max(members, [=](int64_t m) { return ordered(log_q(m)); }));
+      const Real base = choose(top < -Float<Real>::largest, Real(0), top);
+      const Real sum = Real(part.sum(members, [=](int64_t m) { return r.weight(m) * exp(log_q(m) - base); }));
+      part.each(1, [=](int64_t) { u[k] = base + log(sum); });
+    });
+  }
+}
+
+/// The loss of one network, or of a member; grad = scale times its gradient.
+template <class Loss, class Team, class Real>
+SPARRING_FN Real loss_of(Team team, int64_t n, const Real* logits, Goal<Real> goal, Real scale, Real* grad) {
+  return padded(team, n, logits, grad, [=](auto lanes, int64_t count, const Real* u, Real* out) {
+    return Loss::with_grad(lanes, count, u, goal, scale, out);
   });
 }
 
 template <class Loss, class Team, class Real>
 SPARRING_FN Real loss_grad(Team team, LossRow<Real> r, Goal<Real> goal, Real* u) {
   const int64_t n = r.a.classes, members = r.a.members;
-  if (members == 1) return Loss::with_grad(team, n, r.logits(0), goal, Real(1), r.grad(0));
+  if (members == 1) return loss_of<Loss>(team, n, r.logits(0), goal, Real(1), r.grad(0));
   switch (r.a.combine) {
     case Combine::probs: {
       log_softmax(team, r);
       log_mixture(team, r, u);
       const auto s = Loss::slope(team, n, u, goal);
-      team.split(members, [=](auto part, int64_t m) { Loss::member_grad(part, n, u, s, r.weight(m), r.grad(m)); });
+      team.split(members, [=](auto part, int64_t m) {
+        padded(part, n, r.grad(m), r.grad(m), [=](auto lanes, int64_t count, const Real* log_q, Real* grad) {
+          return Loss::member_grad(lanes, count, u, s, r.weight(m), log_q, grad);
+        });
+      });
       return s.value;
     }
     case Combine::logits: {
-      weighted_mean(team, r, u, [=](int64_t m) { return r.logits(m); });
-      const Real value = Loss::with_grad(team, n, u, goal, Real(1), r.grad(0));
+      weighted_mean(team, r, r.a.logits, u);
+      const Real value = loss_of<Loss>(team, n, u, goal, Real(1), r.grad(0));
       team.sync();
       team.split(members - 1, [=](auto part, int64_t m) {
         part.each(n, [=](int64_t k) { r.grad(m + 1)[k] = r.weight(m + 1) * r.grad(0)[k]; });
@@ -288,11 +357,11 @@ SPARRING_FN Real loss_grad(Team team, LossRow<Real> r, Goal<Real> goal, Real* u)
     case Combine::loss: {
       if (u != nullptr) {
         log_softmax(team, r);
-        weighted_mean(team, r, u, [=](int64_t m) { return r.grad(m); });
+        weighted_mean(team, r, MemberRows<const Real>{r.a.grad.data, r.a.grad.member_stride, r.a.grad.row_stride}, u);
       }
       return Real(team.split_sum(members, [=](auto part, int64_t m) {
         const Real weight = r.weight(m);
-        return double(weight * Loss::with_grad(part, n, r.logits(m), goal, weight, r.grad(m)));
+        return double(weight * loss_of<Loss>(part, n, r.logits(m), goal, weight, r.grad(m)));
       }));
     }
   }

@@ -7,12 +7,13 @@
 #include "core/portable.h"
 #include "team/few.h"
 #include "team/results.h"
+#include "team/short_row.h"
 
 namespace sparring::SPARRING_ISA_NAMESPACE {
 
 struct CpuTeam {
   static constexpr bool copies = true;
-  static constexpr int short_row = 16;  // worth copying into a buffer of this length: a loop's remainder costs more
+  using Short = ShortRow<16>;  // for rows that are worth copying into a buffer
 
   // Sums run in blocks: within one in the functor's own type, over all of them in double.
   static constexpr int64_t kBlock = 4096;

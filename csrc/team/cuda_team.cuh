@@ -80,7 +80,9 @@ struct BlockTeam {
 template <class Lanes>
 struct CudaTeam : Lanes {
   static constexpr bool copies = false;
-  static constexpr int short_row = 0;
+  struct Short {
+    static constexpr int length = 0;  // no buffers here
+  };
 
   template <class F>
   __device__ __forceinline__ void each(int64_t n, F f) const {
