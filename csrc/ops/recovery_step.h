@@ -64,7 +64,7 @@ SPARRING_FN bool recovery_step(Team team, int64_t n, Real* image, const Real* gr
   // a - a is 0, or NaN where a is not finite
   const double finite = team.sum(n, [=](int64_t i) { return (image[i] - image[i]) + (grad[i] - grad[i]); });
   if (finite != 0) return false;
-  team.each(n, [=](int64_t i) {
+  const auto update = [=](int64_t i) {
     const bool held = Variant::masked ? mask[i] == 0 : false;
     const Real old = image[i], above = old - c.black;
     Real direction = grad[i], rate = c.lr;
@@ -81,7 +81,8 @@ SPARRING_FN bool recovery_step(Team team, int64_t n, Real* image, const Real* gr
       from_black = with_sign(larger(magnitude(from_black) - rate * c.penalty, Real(0)), from_black);
     const Real inside = smaller(larger(c.black + from_black, c.lo), c.hi);
     image[i] = held | (magnitude(inside - c.black) < c.floor) ? c.black : inside;
-  });
+  };
+  team.each(n, update, image, grad);
   return true;
 }
 

@@ -25,6 +25,21 @@ struct CpuTeam {
     for (int64_t i = 0; i < n; ++i) f(i);
   }
 
+  /// The same; asks meanwhile for what is needed next of the arrays that start at `rows`: the row that follows, or, where rows are so
+  /// long that their beginning has left the cache by the time they are read again, the entries ahead.
+  template <class F, class Real, class... More>
+  SPARRING_FN void each(int64_t n, F f, const Real* row, const More*... rows) const {
+    constexpr int64_t block = 256, longest = 32768;
+    const int64_t ahead = n <= longest ? n : 2048;
+    for (int64_t begin = 0; begin < n; begin += block) {
+      const int64_t end = begin + block < n ? begin + block : n;
+      ask_for(row + begin + ahead, block);
+      (ask_for(rows + begin + ahead, block), ...);
+#pragma omp simd
+      for (int64_t i = begin; i < end; ++i) f(i);
+    }
+  }
+
   /// Calls f(o, i) for begin <= o < end and 0 <= i < n: part of a row that is a grid of lines of n. What works on an entry depends on
   /// o n + i alone, so that calls with other ranges may follow without a barrier.
   template <class F>
@@ -164,6 +179,13 @@ struct CpuTeam {
     int64_t seen = __atomic_load_n(lowest, __ATOMIC_RELAXED);
     while (row < seen && !__atomic_compare_exchange_n(lowest, &seen, row, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
     }
+  }
+
+ private:
+  // Compilers drop a call of a function that does nothing else, so this one has to be inlined.
+  template <class Real>
+  SPARRING_FN void ask_for(const Real* from, int64_t count) const {
+    for (int64_t i = 0; i < count; i += 64 / int64_t(sizeof(Real))) __builtin_prefetch(from + i);
   }
 };
 

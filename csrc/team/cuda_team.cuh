@@ -84,8 +84,8 @@ struct CudaTeam : Lanes {
     static constexpr int length = 0;  // no buffers here
   };
 
-  template <class F>
-  __device__ __forceinline__ void each(int64_t n, F f) const {
+  template <class F, class... Real>
+  __device__ __forceinline__ void each(int64_t n, F f, const Real*... /*rows*/) const {
     for (int64_t i = this->lane(); i < n; i += this->lanes()) f(i);
   }
 
