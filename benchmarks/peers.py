@@ -218,13 +218,23 @@ def ista(image: Tensor, grad: Tensor, lr: float, weight: float, floor: float) ->
     return settle(image - lr * grad, lr * weight, floor)
 
 
+def finite_rows(image: Tensor, grad: Tensor) -> Tensor:
+    """(B, 1): rows without NaN and inf. Ours leaves the others as they are."""
+    return (image.isfinite() & grad.isfinite()).all(1, keepdim=True)
+
+
+def ista_checked(image: Tensor, grad: Tensor, lr: float, weight: float, floor: float) -> Tensor:
+    """The same with our contract: rows that are not finite stay; to be compiled."""
+    return torch.where(finite_rows(image, grad), ista(image, grad, lr, weight, floor), image)
+
+
 def ista_(image: Tensor, grad: Tensor, lr: float, weight: float, floor: float) -> Tensor:
-    """The same into `image`; to be compiled."""
+    """Into `image`, unchecked; to be compiled."""
     return image.copy_(ista(image, grad, lr, weight, floor))
 
 
 def ista_by_hand_(image: Tensor, grad: Tensor, lr: float, weight: float, floor: float) -> Tensor:
-    """The same into `image` with torch's in-place and fused operations."""
+    """The same with torch's in-place and fused operations."""
     y = torch.nn.functional.softshrink(image.sub_(grad, alpha=lr), lr * weight).clamp_(0, 1)
     return image.copy_(y.masked_fill_(y.abs() < floor, 0))
 
@@ -242,10 +252,19 @@ def adam_ista(
     return settle(image - rate * m / (1 - BETAS[0] ** step), rate * weight, floor), m, v
 
 
+def adam_ista_checked(
+    image: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: int, lr: float, weight: float, floor: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with our contract: rows that are not finite stay; to be compiled."""
+    finite = finite_rows(image, grad)
+    new = adam_ista(image, grad, m, v, step, lr, weight, floor)
+    return torch.where(finite, new[0], image), torch.where(finite, new[1], m), torch.where(finite, new[2], v)
+
+
 def adam_ista_(
     image: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: int, lr: float, weight: float, floor: float
 ) -> Tensor:
-    """The same in place; to be compiled."""
+    """In place, unchecked; to be compiled."""
     new = adam_ista(image, grad, m, v, step, lr, weight, floor)
     m.copy_(new[1])
     v.copy_(new[2])
@@ -253,7 +272,7 @@ def adam_ista_(
 
 
 class FusedAdam:
-    """torch's fused Adam on `image`, then the soft threshold in its metric with in-place operations."""
+    """torch's fused Adam on `image`, then the soft threshold in its metric, written as its formula."""
 
     def __init__(self, image: Tensor, grad: Tensor, lr: float, weight: float, floor: float) -> None:
         self.image = torch.nn.Parameter(image)
@@ -266,8 +285,18 @@ class FusedAdam:
     def __call__(self) -> Tensor:
         self.adam.step()
         self.steps += 1
-        v: Tensor = self.adam.state[self.image]["exp_avg_sq"]
+        return self.image.copy_(self.shrunk(self.adam.state[self.image]["exp_avg_sq"])).detach()
+
+    def shrunk(self, v: Tensor) -> Tensor:
+        threshold = self.scale / (v.sqrt() / math.sqrt(1 - BETAS[1] ** self.steps) + ADAM_EPS)
+        return settle(self.image, threshold, self.floor)
+
+
+class FusedAdamByHand(FusedAdam):
+    """The same with in-place operations wherever torch has them."""
+
+    def shrunk(self, v: Tensor) -> Tensor:
         root = v.sqrt().div_(math.sqrt(1 - BETAS[1] ** self.steps)).add_(ADAM_EPS)
         threshold = root.reciprocal_().mul_(self.scale)
         y = self.image.abs().sub_(threshold).clamp_(min=0).mul_(self.image.sign()).clamp_(0, 1)
-        return self.image.copy_(y.masked_fill_(y.abs() < self.floor, 0)).detach()
+        return y.masked_fill_(y.abs() < self.floor, 0)
