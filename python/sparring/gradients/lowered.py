@@ -14,6 +14,8 @@ from sparring.gradients.steps import Autograd, NotLowered, Step
 Model = Callable[[Tensor], Tensor]
 Tape = list[tuple[Step, Any]]
 
+_CACHED = 2**23  # bytes a thread for the largest array between two steps: its memory is then used again, and stays warm
+
 
 class Lowered:
     """A model as a list of steps; a model that could not be lowered is one step, of autograd.
@@ -32,10 +34,14 @@ class Lowered:
     """
 
     def __init__(
-        self, model: Model, steps: list[Step] | None, reasons: list[str], sizes: dict[Any, int] | None = None
+        self,
+        model: Model,
+        steps: list[Step] | None,
+        reasons: list[str],
+        sizes: dict[Any, tuple[int, int]] | None = None,
     ) -> None:
         self.model = model
-        self._sizes = {} if sizes is None else sizes  # bytes an example takes, by its shape
+        self._sizes = {} if sizes is None else sizes  # of `_sizes`, by an example's shape
         self.reasons = [*reasons]
         self._autograd: list[Step] = [Autograd(model)]
         self.steps = self._autograd if steps is None else steps
@@ -66,7 +72,10 @@ class Lowered:
             return _run(self.steps, x, precision)
 
     def examples_in(self, memory: int, x: Tensor, precision: str) -> int:
-        """How many examples like those of `x` can be worked on within `memory` bytes; all, where autograd works."""
+        """How many examples like those of `x` to work on at once within `memory` bytes; all, where autograd works.
+
+        On a CPU also within what its caches hold, beyond which a network of small layers waits for memory.
+        """
         if memory < 1:
             raise ValueError(f"memory must be at least 1 byte, got {memory}")
         if not self.is_lowered or len(x) < 2:
@@ -74,12 +83,16 @@ class Lowered:
         key = (x.shape[1:], x.dtype, precision)
         if key not in self._sizes:
             try:
-                one, two = (_bytes(_run(self.steps, x[:count], precision)[1]) for count in (1, 2))
+                self._sizes[key] = _sizes(self.steps, x, precision)
             except NotLowered as why:
                 self._leave_to_autograd(why)
                 return len(x)
-            self._sizes[key] = 2 * max(1, two - one)  # as much again for gradients
-        return max(1, memory // self._sizes[key])
+        taped, largest = self._sizes[key]
+        room = memory // (2 * taped)  # as much again for gradients
+        if x.device.type == "cpu":
+            room = min(room, _CACHED * torch.get_num_threads() // largest)
+        parts = -(-len(x) // max(1, room))
+        return room if parts == 1 else -(-len(x) // parts)  # of equal size
 
     def _leave_to_autograd(self, why: NotLowered) -> None:
         self.reasons.append(str(why))
@@ -99,8 +112,11 @@ class Lowered:
         return grad
 
 
-def _run(steps: list[Step], x: Tensor, precision: str) -> tuple[Tensor, Tape]:
-    """The steps one after the other; in bfloat16 with "bf16", where autograd works under autocast instead."""
+def _run(steps: list[Step], x: Tensor, precision: str, sizes: list[int] | None = None) -> tuple[Tensor, Tape]:
+    """The steps one after the other; in bfloat16 with "bf16", where autograd works under autocast instead.
+
+    Bytes of the steps' outputs are appended to `sizes`.
+    """
     tape: Tape = []
     with torch.no_grad():
         x = x.detach()
@@ -109,7 +125,19 @@ def _run(steps: list[Step], x: Tensor, precision: str) -> tuple[Tensor, Tape]:
         for step in steps:
             x, saved = step.forward(x, precision) if hasattr(step, "takes_precision") else step.forward(x)
             tape.append((step, saved))
+            if sizes is not None:
+                sizes.append(_bytes(x))
     return x, tape
+
+
+def _sizes(steps: list[Step], x: Tensor, precision: str) -> tuple[int, int]:
+    """Bytes that an example adds to the tape, and to the largest output of a step."""
+    taped, largest = [], []
+    for count in (1, 2):
+        outputs = [0]
+        taped.append(_bytes(_run(steps, x[:count], precision, outputs)[1]))
+        largest.append(max(outputs))
+    return max(1, taped[1] - taped[0]), max(1, largest[1] - largest[0])
 
 
 def _bytes(saved: Any) -> int:

@@ -20,7 +20,9 @@ _SIZES = object()  # the shape of an activation
 _UNKNOWN = object()  # an entry of it, not the batch size
 
 _Plan = tuple[list[Step] | None, list[str]]
-_plans: weakref.WeakKeyDictionary[nn.Module, tuple[Any, _Plan, dict[Any, int]]] = weakref.WeakKeyDictionary()
+_plans: weakref.WeakKeyDictionary[nn.Module, tuple[Any, _Plan, dict[Any, tuple[int, int]]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def lower(model: Model) -> Lowered:
