@@ -76,7 +76,8 @@ class Activation:
             return kernels.activation_backward_(grad, output, self.name, slope=self.slope)
         output = output.unsqueeze(-2)
         if self.name == "relu":
-            return grad.mul_(output > 0)
+            masked: Tensor = aten.threshold_backward.grad_input(grad, output, 0, grad_input=grad)
+            return masked
         if self.name == "sigmoid":
             return grad.mul_(output * (1 - output))
         if self.name == "tanh":
@@ -112,19 +113,19 @@ class Linear:
     def __init__(self, weight: Live, bias: Live) -> None:
         self.weight, self.bias = weight, bias
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
         _need(x, 2, None, "a linear layer")
         weight, bias = as_dtype(self.weight(), x), as_dtype(self.bias(), x)
         if self.activation is None:
-            return F.linear(x, weight, bias), None
+            return F.linear(x, weight, bias), (weight, None)
         y = self.activation.over(F.linear(x, weight), bias)
-        return y, y
+        return y, (weight, y)
 
-    def backward(self, grad: Tensor, saved: Tensor | None) -> Tensor:
-        if self.activation is not None and saved is not None:
-            grad = self.activation.backward(grad, saved)
-        result: Tensor = grad @ as_dtype(self.weight(), grad)
-        return result
+    def backward(self, grad: Tensor, saved: tuple[Tensor, Tensor | None]) -> Tensor:
+        weight, output = saved
+        if self.activation is not None and output is not None:
+            grad = self.activation.backward(grad, output)
+        return torch.matmul(grad, weight)
 
 
 class Conv2d:
