@@ -176,6 +176,14 @@ def test_rounding_within_the_tolerance_is_no_offence(model: Linear, x: Tensor, y
     assert evaluate(model, x, y, [rounded], eps=0.03, tolerance=1e-7).rows[0].infeasible.sum() == COUNT - 5
 
 
+def test_rounding_at_the_bounds_is_no_offence(model: Linear) -> None:
+    x = torch.linspace(-3e-8, 1 + 3e-8, COUNT * ENTRIES, dtype=torch.float64).reshape(COUNT, 1, 3, 4)
+    y = (model.margin(x) > 0).long()
+    row = evaluate(model, x, y, ["fgsm"], eps=1e-4).rows[0]
+    assert not row.infeasible.any()
+    assert row.overrun <= 0
+
+
 def test_neither_order_nor_batches_change_an_attack(model: Linear, x: Tensor, y: Tensor) -> None:
     pgd = ("pgd", {"steps": 3, "step_size": 0.3})
     alone = evaluate(model, x, y, [pgd], eps=0.03, keep=COUNT)

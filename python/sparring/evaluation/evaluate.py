@@ -54,7 +54,8 @@ def evaluate(
         Maps (B, ...) to logits (B, K), or what :func:`sparring.lower` made of it. In eval mode meanwhile, and left
         exactly as it was.
     x
-        (N, ...), float32 or float64, in `bounds`, on the model's device.
+        (N, ...), float32 or float64, in `bounds` (1e-6 outside is tolerated, and brought inside), on the model's
+        device.
     y
         (N,), the true classes.
     attacks
@@ -104,7 +105,7 @@ def evaluate(
     if not isinstance(module, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, or what was lowered from one, not {type(module).__name__}")
     _check(x, y, bounds, batch_size)
-    x, y = x.detach(), y.long()
+    x, y = x.detach().clamp(*bounds), y.long()  # attacks would start in the bounds too
     with held_still(module):
         judge = module if preprocessing is None else preprocessed(module, preprocessing, x)
         lowered = model if isinstance(model, Lowered) and preprocessing is None else lower(judge)
@@ -170,9 +171,7 @@ class _Trial:
         on_share(0.0)
         done = 0
         at = attacked.nonzero()[:, 0]
-        context = {
-            "bounds": self.bounds, "generator": generator, "early_stop": True, "return_result": True,
-        }  # fmt: skip
+        context = {"bounds": self.bounds, "generator": generator, "early_stop": True, "return_result": True}
         for rows in _batches(at, batch_size):
             x, y = self.x[rows], self.y[rows]
             arguments = self.plan.arguments(rows, len(self.x), context)
@@ -205,7 +204,8 @@ class _Trial:
                 warnings.simplefilter("ignore", GradientMaskingWarning)  # said once, of all attacks together
                 return self.plan.call(self.model, x.clone(), y.clone(), **arguments)
         except (TypeError, ValueError) as error:
-            raise type(error)(f"attack {self.plan.name!r}: {error}") from error
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"attack {self.plan.name!r}: {error}") from error
 
     def _judge(self, result: Any, rows: Tensor, x: Tensor, y: Tensor) -> None:
         """Measure and classify what the attack returned for the examples `rows`, (x, y)."""
