@@ -154,6 +154,27 @@ def test_heavy_tails(backend: Any, dtype: torch.dtype, tail: str, bounds: Bounds
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("start", [0.0, 0.01, 100.0])
+def test_long_rows_that_do_not_go_on_as_they_began(backend: Any, dtype: torch.dtype, start: float) -> None:
+    """The threshold is first guessed from a row's beginning."""
+    delta, x = sample((3, 17_000), dtype)
+    delta[0, :5000] *= start
+    delta[1, :12_000] *= start
+    for share in (1e-4, 0.05, 0.8):  # in the last, too many entries stay to be copied out
+        project_checked(backend, delta, x, share * delta.abs().sum(1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("at", [0, 4095, 4096, 9999])
+def test_nan_anywhere_in_a_long_row(backend: Any, dtype: torch.dtype, at: int) -> None:
+    delta, x = sample((2, 10_000), dtype)
+    delta[1, at] = math.nan
+    v = backend.project_l1_box(delta, x, 3.0, check_finite=False)
+    assert v[1].isnan().all()
+    assert_projection(v[:1], delta[:1], x[:1], 3.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("columns", [1, 3, 130, 784])
 def test_all_entries_equal(backend: Any, dtype: torch.dtype, columns: int) -> None:
     x = torch.full((2, columns), 0.5, dtype=dtype)
