@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparring import losses
-from sparring.attacks._search import Problem, Query
+from sparring.attacks._search import Problem, Query, fooled
 
 
 def answer(problem: Problem, delta: Tensor) -> Query:
@@ -21,6 +21,5 @@ def judged(problem: Problem, points: Tensor, labels: Tensor, targets: Tensor | N
     with torch.no_grad():
         logits = problem.model(points)
         loss = losses.evaluate(problem.loss, logits, labels, targets).nan_to_num(nan=-math.inf)
-    top = logits.argmax(1)
-    fooled = (top != labels if targets is None else top == targets) & ~logits.isnan().any(1)
-    return Query(torch.zeros_like(points[:, :0]), loss, fooled, torch.zeros_like(fooled))
+    reached = fooled(logits, labels, targets)
+    return Query(torch.zeros_like(points[:, :0]), loss, reached, torch.zeros_like(reached))

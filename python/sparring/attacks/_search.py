@@ -81,10 +81,14 @@ class Problem:
         return Query(grad, found.loss.nan_to_num(nan=-math.inf), fooled, ~fooled & ~(fine & (steepest > 0)))
 
     def fooled(self, logits: Tensor) -> Tensor:
-        """Whether the most likely class is the target, or, without targets, not the label; never for NaN logits."""
-        top = logits.argmax(1)
-        reached = top != self.labels if self.targets is None else top == self.targets
-        return reached & ~logits.isnan().any(1)
+        return fooled(logits, self.labels, self.targets)
+
+
+def fooled(logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
+    """Whether the likeliest class is the target, or, without targets, not the label; never for NaN logits."""
+    top = logits.argmax(1)
+    reached = top != labels if targets is None else top == targets
+    return reached & ~logits.isnan().any(1)
 
 
 class Moves:
