@@ -38,8 +38,9 @@ BATCH = object()
 
 
 def live(module: Any, name: str) -> Live:
-    """Reads an attribute of a module, or of a proxy of one."""
-    return lambda: getattr(module, name)
+    """Reads an attribute of a module, or of a proxy of one; parameters by the short way."""
+    parameters = module._parameters
+    return lambda: parameters[name] if name in parameters else getattr(module, name)
 
 
 # --- Modules --------------------------------------------------------------------------------------------------------

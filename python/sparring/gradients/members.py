@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sparring.gradients.lowered import Lowered
 from sparring.gradients.steps import Flatten, Linear, Reshape, Step, as_dtype
@@ -55,42 +54,51 @@ class StackedDense:
         self.activations = [members[0].activation for members in layers]
         self.members = len(layers[0])
         self._key: Any = None
+        self._sources: list[Tensor] = []
         self._stacked: list[tuple[Tensor, Tensor | None]] = []
+        self._idle: list[dict[Any, Tensor]] = []
 
     def forward(self, x: Tensor) -> tuple[Tensor, Any]:
-        shapes, outputs = [], []
+        shapes, outputs, buffers = [], [], Buffers(self._idle)
         for reshape in self.reshapes:
             x, shape = reshape.forward(x)
             shapes.append(shape)
         weights = self._weights(x)
+        last = len(weights) - 1
         for i, ((weight, bias), activation) in enumerate(zip(weights, self.activations, strict=True)):
-            z = torch.bmm(x, weight.transpose(1, 2)) if i else F.linear(x, weight)
+            batch, units = x.shape[-2], weight.shape[-2]
+            shape = (self.members, batch, units) if i else (batch, units)
+            z = x.new_empty(shape) if i == last else buffers.get(x, shape, i)  # logits leave this step
+            if i:
+                torch.bmm(x, weight.transpose(1, 2), out=z)
+            else:
+                torch.mm(x, weight.t(), out=z)
             if activation is not None:
                 z = activation.over(z, bias)
             elif bias is not None:
                 z += bias.unsqueeze(1) if i else bias
             outputs.append(z)
-            x = z if i else z.view(len(z), self.members, -1 if z.numel() else 0).transpose(0, 1)
-        return x, (shapes, outputs, weights)
+            x = z if i else z.view(batch, self.members, units // self.members).transpose(0, 1)
+        return x, (shapes, outputs, weights, buffers)
 
     def backward(self, grad: Tensor, saved: Any) -> Tensor:
-        shapes, outputs, weights = saved
+        shapes, outputs, weights, buffers = saved
         members, rows = grad.shape[:2]
         for i in range(len(weights) - 1, -1, -1):
             weight, activation, output = weights[i][0], self.activations[i], outputs[i]
             if i == 0:
-                grad = grad.transpose(0, 1).reshape(rows, -1)
+                grad = grad.transpose(0, 1).reshape(rows, weight.shape[0])
             if activation is not None:
                 batch = output.shape[-2]
                 blocks = (*grad.shape[:-2], batch, rows // max(1, batch), grad.shape[-1])
                 activation.towards(grad.view(blocks), output)
-            if i > 1:
-                grad = torch.bmm(grad, weight)
+            if i == 0:
+                grad = grad @ weight
             elif i == 1:  # written side by side, as the first layer's units are
-                side_by_side = grad.new_empty(rows, members, weight.shape[2])
+                side_by_side = buffers.get(grad, (rows, members, weight.shape[2]), "back", i)
                 grad = torch.bmm(grad, weight, out=side_by_side.transpose(0, 1))
             else:
-                grad = grad @ weight
+                grad = torch.bmm(grad, weight, out=buffers.get(grad, (members, rows, weight.shape[2]), "back", i))
         for reshape, shape in zip(reversed(self.reshapes), reversed(shapes), strict=True):
             grad = reshape.backward(grad, shape)
         return grad
@@ -102,7 +110,7 @@ class StackedDense:
         """
         tensors = [live() for members in self.layers for layer in members for live in (layer.weight, layer.bias)]
         try:
-            key: Any = [x.dtype, *((t.data_ptr(), t._version) for t in tensors if t is not None)]
+            key: Any = [x.dtype, *((id(t), t.data_ptr(), t._version) for t in tensors if t is not None)]
         except RuntimeError:  # tensors made in inference mode count no changes
             key = None
         if key is None or key != self._key:
@@ -114,7 +122,35 @@ class StackedDense:
                 bias = None if biases[0] is None else as_dtype(join(biases), x)
                 stacked.append((as_dtype(join(weights), x), bias))
             self._key, self._stacked = key, stacked
+            self._sources = tensors  # kept, so that no other tensor can have their ids
         return self._stacked
+
+
+class Buffers:
+    """Memory for one pass, taken over from an earlier one: fresh memory costs a page fault every 4 KiB.
+
+    Handed back to `idle` when this object dies, which is when nothing refers to the pass any more; so passes that
+    overlap, in one thread or several, never share any.
+    """
+
+    def __init__(self, idle: list[dict[Any, Tensor]]) -> None:
+        self._idle = idle
+        try:
+            self._tensors = idle.pop()
+        except IndexError:
+            self._tensors = {}
+
+    def get(self, like: Tensor, shape: tuple[int, ...], *name: Any) -> Tensor:
+        """A tensor of `shape` with undefined entries, with the dtype and device of `like`; one for each name."""
+        tensor = self._tensors.get(name)
+        if tensor is None or (tensor.shape, tensor.dtype, tensor.device) != (shape, like.dtype, like.device):
+            with torch.inference_mode(False):  # to be written in any mode
+                tensor = self._tensors[name] = torch.empty(shape, dtype=like.dtype, device=like.device)
+        return tensor
+
+    def __del__(self) -> None:
+        if len(self._idle) < 2:
+            self._idle.append(self._tensors)
 
 
 def stacked(members: Sequence[Lowered]) -> StackedDense | None:
