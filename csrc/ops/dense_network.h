@@ -17,7 +17,7 @@
 namespace sparring {
 
 constexpr int kMostLayers = 8;
-constexpr int64_t kTileBytes = 48 * 1024;  // of memory for a tile: what every CUDA device has
+constexpr int64_t kTileBytes = 49152;  // of memory for a tile: what every CUDA device has
 
 template <class Real>
 struct DenseLayer {
