@@ -142,100 +142,101 @@ struct Slope {
   Real value;
   int64_t at[count];
   Real by[count];
+
+  /// What there is for class k, and for all others.
+  SPARRING_FN Pair<Real> shares(int64_t k) const {
+    Pair<Real> sum = {0, 0};
+    for (int j = 0; j < count; ++j) {
+      sum.first += k == at[j] ? by[j] : Real(0);
+      sum.second += k == at[j] ? Real(0) : by[j];
+    }
+    return sum;
+  }
 };
 
-template <LossKind kind>
-struct LossOf {
-  static constexpr bool of_softmax = kind == LossKind::ce || kind == LossKind::prob;
+/// ce and prob.
+struct SoftmaxLoss {
+  bool of_logarithm;
 
   template <class Real>
-  static SPARRING_FN Slope<Real, 1> slope(const Softmax<Real>& p, const Real* u, Goal<Real> goal) {
-    if constexpr (kind == LossKind::ce)
-      return {goal.sign * -((p.top - u[goal.wanted]) + log1p(p.rest)), {goal.wanted}, {goal.sign}};
-    const Real signed_p = goal.sign * (p.of_class / p.total);
-    return {signed_p, {goal.wanted}, {signed_p}};
+  SPARRING_FN Slope<Real, 1> slope(const Softmax<Real>& p, const Real* u, Goal<Real> goal) const {
+    const Real signed_p = goal.sign * (p.of_class / p.total), log_p = (u[goal.wanted] - p.top) - log1p(p.rest);
+    return {of_logarithm ? goal.sign * log_p : signed_p, {goal.wanted}, {of_logarithm ? goal.sign : signed_p}};
   }
 
   template <class Team, class Real>
-  static SPARRING_FN auto slope(Team team, int64_t n, const Real* u, Goal<Real> goal) {
-    if constexpr (of_softmax) {
-      return slope(softmax(team, n, u, goal.wanted, KeepNothing{}), u, goal);
-    } else if constexpr (kind == LossKind::margin) {
-      const int64_t other = largest_but(team, n, u, goal.wanted);
-      return Slope<Real, 2>{goal.sign * (u[goal.wanted] - u[other]), {goal.wanted, other}, {goal.sign, -goal.sign}};
-    } else {
-      const int64_t first = largest_but(team, n, u, -1), second = largest_but(team, n, u, first);
-      const int64_t third = largest_but(team, n, u, first, second);
-      const int64_t fourth = goal.targeted ? largest_but(team, n, u, first, second, third) : third;
-      const int64_t other = goal.targeted ? goal.wanted : first == goal.label ? second : first;
-      const Real spread = ((u[first] - u[third]) + (u[first] - u[fourth])) / 2 + Real(1e-12);
-      const Real value = (u[other] - u[goal.label]) / spread, by = 1 / spread, by_low = value / spread / 2;
-      return Slope<Real, 5>{value, {other, goal.label, first, third, fourth}, {by, -by, -2 * by_low, by_low, by_low}};
-    }
+  SPARRING_FN Slope<Real, 1> slope(Team team, int64_t n, const Real* u, Goal<Real> goal) const {
+    return slope(softmax(team, n, u, goal.wanted, KeepNothing{}), u, goal);
   }
 
   /// The loss of the logits u; grad = scale times its gradient.
   template <class Team, class Real>
-  static SPARRING_FN Real with_grad(Team team, int64_t n, const Real* u, Goal<Real> goal, Real scale, Real* grad) {
-    if constexpr (of_softmax) {
-      const int64_t wanted = goal.wanted;
-      const auto p = softmax(team, n, u, wanted, [=](int64_t k, Real e) { grad[k] = e; });
-      const auto s = slope(p, u, goal);
-      const Real by = scale * s.by[0] / p.total;
-      team.each(n, [=](int64_t k) { grad[k] = k == wanted ? by * p.others : -by * grad[k]; });
-      return s.value;
-    } else {
-      const auto s = slope(team, n, u, goal);
-      team.each(n, [=](int64_t k) { grad[k] = scale * shares(s, k).first; });
-      return s.value;
-    }
-  }
-
-  /// What the loss's derivative has for class k, and for all others.
-  template <class Real, int count>
-  static SPARRING_FN Pair<Real> shares(const Slope<Real, count>& s, int64_t k) {
-    Pair<Real> sum = {0, 0};
-    for (int j = 0; j < count; ++j) {
-      sum.first += k == s.at[j] ? s.by[j] : Real(0);
-      sum.second += k == s.at[j] ? Real(0) : s.by[j];
-    }
-    return sum;
-  }
-
-  /// A member's gradient in a mixture of probabilities, from its log q, in whose place it may be written. With u = log mixture, d u_j = r_j d log q_j
-  /// where r_j = w q_j / e^(u_j) is the member's share in class j, and d log q_j = d z_j - sum q_k d z_k.
-  template <class Team, class Real, int count>
-  static SPARRING_FN bool member_grad(Team team, int64_t n, const Real* u, Slope<Real, count> s, Real weight, const Real* log_q,
-                                      Real* grad) {
-    for (int j = 0; j < count; ++j) s.by[j] *= weight > 0 ? weight * exp(log_q[s.at[j]] - u[s.at[j]]) : Real(0);
-    team.sync();  // all have read
-    const Real half = Real(0.5);
-    const Real minor = Real(team.sum(n, [=](int64_t k) {
-      const Real q = exp(log_q[k]);
-      grad[k] = q;
-      return choose(q > half, Real(0), q);
-    }));
-    team.each(n, [=](int64_t k) {
-      const Real q = grad[k], others = q > half ? minor : 1 - q;  // at most one class has more than half
-      const auto by = shares(s, k);
-      grad[k] = by.first * others - by.second * q;
-    });
-    return true;
+  SPARRING_FN Real with_grad(Team team, int64_t n, const Real* u, Goal<Real> goal, Real scale, Real* grad) const {
+    const int64_t wanted = goal.wanted;
+    const auto p = softmax(team, n, u, wanted, [=](int64_t k, Real e) { grad[k] = e; });
+    const auto s = slope(p, u, goal);
+    const Real by = scale * s.by[0] / p.total;
+    team.each(n, [=](int64_t k) { grad[k] = k == wanted ? by * p.others : -by * grad[k]; });
+    return s.value;
   }
 };
 
+/// margin and dlr.
+struct RankedLoss {
+  bool is_ratio;
+
+  template <class Team, class Real>
+  SPARRING_FN Slope<Real, 5> slope(Team team, int64_t n, const Real* u, Goal<Real> goal) const {
+    if (!is_ratio) {
+      const int64_t wanted = goal.wanted, other = largest_but(team, n, u, wanted);
+      return {goal.sign * (u[wanted] - u[other]), {wanted, other, wanted, wanted, wanted}, {goal.sign, -goal.sign, 0, 0, 0}};
+    }
+    const int64_t first = largest_but(team, n, u, -1), second = largest_but(team, n, u, first);
+    const int64_t third = largest_but(team, n, u, first, second);
+    const int64_t fourth = goal.targeted ? largest_but(team, n, u, first, second, third) : third;
+    const int64_t other = goal.targeted ? goal.wanted : first == goal.label ? second : first;
+    const Real spread = ((u[first] - u[third]) + (u[first] - u[fourth])) / 2 + Real(1e-12);
+    const Real value = (u[other] - u[goal.label]) / spread, by = 1 / spread, by_low = value / spread / 2;
+    return {value, {other, goal.label, first, third, fourth}, {by, -by, -2 * by_low, by_low, by_low}};
+  }
+
+  /// The loss of the logits u; grad = scale times its gradient.
+  template <class Team, class Real>
+  SPARRING_FN Real with_grad(Team team, int64_t n, const Real* u, Goal<Real> goal, Real scale, Real* grad) const {
+    const auto s = slope(team, n, u, goal);
+    team.each(n, [=](int64_t k) { grad[k] = scale * s.shares(k).first; });
+    return s.value;
+  }
+};
+
+/// Calls f with the loss; the two of a kind share their code, which is long.
 template <class F>
 SPARRING_FN void with_loss(LossKind kind, F f) {
-  switch (kind) {
-    case LossKind::ce:
-      return f(LossOf<LossKind::ce>{});
-    case LossKind::margin:
-      return f(LossOf<LossKind::margin>{});
-    case LossKind::dlr:
-      return f(LossOf<LossKind::dlr>{});
-    case LossKind::prob:
-      return f(LossOf<LossKind::prob>{});
-  }
+  if (kind == LossKind::ce || kind == LossKind::prob)
+    f(SoftmaxLoss{kind == LossKind::ce});
+  else
+    f(RankedLoss{kind == LossKind::dlr});
+}
+
+/// A member's gradient in a mixture of probabilities, from its log q, in whose place it may be written. With u = log mixture,
+/// d u_j = r_j d log q_j where r_j = w q_j / e^(u_j) is the member's share in class j, and d log q_j = d z_j - sum q_k d z_k.
+template <class Team, class Real, int count>
+SPARRING_FN bool member_grad(Team team, int64_t n, const Real* u, Slope<Real, count> s, Real weight, const Real* log_q,
+                             Real* grad) {
+  for (int j = 0; j < count; ++j) s.by[j] *= weight > 0 ? weight * exp(log_q[s.at[j]] - u[s.at[j]]) : Real(0);
+  team.sync();  // all have read
+  const Real half = Real(0.5);
+  const Real minor = Real(team.sum(n, [=](int64_t k) {
+    const Real q = exp(log_q[k]);
+    grad[k] = q;
+    return choose(q > half, Real(0), q);
+  }));
+  team.each(n, [=](int64_t k) {
+    const Real q = grad[k], others = q > half ? minor : 1 - q;  // at most one class has more than half
+    const auto by = s.shares(k);
+    grad[k] = by.first * others - by.second * q;
+  });
+  return true;
 }
 
 /// One row of the arguments.
@@ -322,31 +323,31 @@ SPARRING_FN void log_mixture(Team team, LossRow<Real> r, Real* u) {
 
 /// The loss of one network, or of a member; grad = scale times its gradient.
 template <class Loss, class Team, class Real>
-SPARRING_FN Real loss_of(Team team, int64_t n, const Real* logits, Goal<Real> goal, Real scale, Real* grad) {
+SPARRING_FN Real loss_of(Loss loss, Team team, int64_t n, const Real* logits, Goal<Real> goal, Real scale, Real* grad) {
   return padded(team, n, logits, grad, [=](auto lanes, int64_t count, const Real* u, Real* out) {
-    return Loss::with_grad(lanes, count, u, goal, scale, out);
+    return loss.with_grad(lanes, count, u, goal, scale, out);
   });
 }
 
 template <class Loss, class Team, class Real>
-SPARRING_FN Real loss_grad(Team team, LossRow<Real> r, Goal<Real> goal, Real* u) {
+SPARRING_FN Real loss_grad(Loss loss, Team team, LossRow<Real> r, Goal<Real> goal, Real* u) {
   const int64_t n = r.a.classes, members = r.a.members;
-  if (members == 1) return loss_of<Loss>(team, n, r.logits(0), goal, Real(1), r.grad(0));
+  if (members == 1) return loss_of(loss, team, n, r.logits(0), goal, Real(1), r.grad(0));
   switch (r.a.combine) {
     case Combine::probs: {
       log_softmax(team, r);
       log_mixture(team, r, u);
-      const auto s = Loss::slope(team, n, u, goal);
+      const auto s = loss.slope(team, n, u, goal);
       team.split(members, [=](auto part, int64_t m) {
         padded(part, n, r.grad(m), r.grad(m), [=](auto lanes, int64_t count, const Real* log_q, Real* grad) {
-          return Loss::member_grad(lanes, count, u, s, r.weight(m), log_q, grad);
+          return member_grad(lanes, count, u, s, r.weight(m), log_q, grad);
         });
       });
       return s.value;
     }
     case Combine::logits: {
       weighted_mean(team, r, r.a.logits, u);
-      const Real value = loss_of<Loss>(team, n, u, goal, Real(1), r.grad(0));
+      const Real value = loss_of(loss, team, n, u, goal, Real(1), r.grad(0));
       team.sync();
       team.split(members - 1, [=](auto part, int64_t m) {
         part.each(n, [=](int64_t k) { r.grad(m + 1)[k] = r.weight(m + 1) * r.grad(0)[k]; });
@@ -361,7 +362,7 @@ SPARRING_FN Real loss_grad(Team team, LossRow<Real> r, Goal<Real> goal, Real* u)
       }
       return Real(team.split_sum(members, [=](auto part, int64_t m) {
         const Real weight = r.weight(m);
-        return double(weight * loss_of<Loss>(part, n, r.logits(m), goal, weight, r.grad(m)));
+        return double(weight * loss_of(loss, part, n, r.logits(m), goal, weight, r.grad(m)));
       }));
     }
   }
@@ -384,7 +385,7 @@ SPARRING_FN void run_row(Team team, const LossGrad<Real>& a, int64_t row, int64_
   }
   const Goal<Real> goal = {label, wanted, targeted, targeted ? Real(1) : Real(-1)};
   with_loss(a.loss, [=](auto loss) {
-    const Real result = loss_grad<decltype(loss)>(team, r, goal, u);
+    const Real result = loss_grad(loss, team, r, goal, u);
     team.each(1, [=](int64_t) { *value = result; });
   });
 }
