@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from sparring import losses
+from sparring.gradients import fused
+from sparring.gradients import fused
 from sparring.gradients.lowered import Lowered, Model
 from sparring.gradients.lowering import lower
 from sparring.gradients.mixture import loss_grad
@@ -73,6 +75,10 @@ def input_grad(
     if targets is not None:
         losses.check_indices(targets, "targets", len(x), x.device)
     lowered = lower(model)
+    if isinstance(loss, str) and precision == "float32" and fused.is_small(lowered, x):
+        result = fused.loss_and_grad(lowered, x, labels, targets, loss)
+        if result is not None:
+            return InputGrad(result.grad, result.loss, result.combined)
     rows = lowered.examples_in(memory, x, precision)
     if rows >= x.shape[0]:
         return _input_grad(lowered, x, labels, loss, targets, precision)
@@ -120,6 +126,10 @@ def jacobian(
 def _input_grad(
     lowered: Lowered, x: Tensor, labels: Tensor, loss: Loss, targets: Tensor | None, precision: str
 ) -> InputGrad:
+    if isinstance(loss, str) and precision == "float32":
+        whole = fused.input_grad(lowered, x.detach(), labels, targets, loss)
+        if whole is not None:
+            return InputGrad(whole.grad, whole.loss, whole.combined)
     logits, tape = lowered.forward(x, precision, unmixed=True)
     mixture = lowered.mixture if logits.ndim == 3 else None
     result = loss_grad(loss, logits.float() if precision == "bf16" else logits, mixture, labels, targets)

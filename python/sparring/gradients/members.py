@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparring.gradients.kernels import DenseLayer
 from sparring.gradients.lowered import Lowered
 from sparring.gradients.steps import Flatten, Linear, Reshape, Step, as_dtype
 
@@ -63,7 +64,7 @@ class StackedDense:
         for reshape in self.reshapes:
             x, shape = reshape.forward(x)
             shapes.append(shape)
-        weights = self._weights(x)
+        weights = self.weights(x)
         last = len(weights) - 1
         for i, ((weight, bias), activation) in enumerate(zip(weights, self.activations, strict=True)):
             batch, units = x.shape[-2], weight.shape[-2]
@@ -103,7 +104,7 @@ class StackedDense:
             grad = reshape.backward(grad, shape)
         return grad
 
-    def _weights(self, x: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+    def weights(self, x: Tensor) -> list[tuple[Tensor, Tensor | None]]:
         """Copies of the weights side by side, in the dtype of `x`; renewed whenever torch says that one changed.
 
         Torch counts changes in place, but not those through ``.data``.

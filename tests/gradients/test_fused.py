@@ -1,0 +1,75 @@
+"""The fused kernel for small dense networks gives what the steps give; where it is not for a model it says so."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import sparring as sp
+from sparring import losses, networks
+from sparring.gradients import fused
+
+X = torch.rand(6, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(6) % 5
+TARGETS = (LABELS + 2) % 5
+
+
+def perceptrons(count: int) -> list[nn.Module]:
+    generator = torch.Generator().manual_seed(1)
+    models = [networks.build("mlp", (1, 5, 5), 5, generator=generator).eval() for _ in range(count)]
+    for model in models:
+        with torch.no_grad():
+            model.linear3.weight.mul_(10)
+    return models
+
+
+@pytest.mark.parametrize("loss", losses.NAMES)
+@pytest.mark.parametrize("combine", [None, "probs", "logits", "loss"])
+def test_as_the_steps(combine: str | None, loss: str) -> None:
+    model = perceptrons(1)[0] if combine is None else sp.Ensemble(perceptrons(3), combine, [1, 2, 3]).eval()
+    lowered = sp.lower(model)
+    for targets in (None, TARGETS):
+        result = fused.loss_and_grad(lowered, X, LABELS, targets, loss)
+        assert result is not None
+        right = sp.input_grad(lowered, X, LABELS, loss, targets=targets)
+        for a, b in zip((result.grad, result.loss, result.combined), right, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        networks.build("lenet5", (1, 5, 5), 5),
+        nn.Sequential(nn.Flatten(), nn.Linear(25, 5), nn.ReLU()),
+        nn.Sequential(nn.Linear(5, 5), nn.Flatten(), nn.Linear(25, 5)),
+        nn.Sequential(nn.Flatten(), nn.Linear(25, 5).double()),
+        nn.Sequential(nn.Flatten(), nn.Linear(25, 20_000), nn.Linear(20_000, 5)),
+        nn.Sequential(nn.Flatten(), nn.Linear(25, 5), nn.GELU()),
+        sp.Ensemble([networks.build("lenet5", (1, 5, 5), 5)] * 2),
+    ],
+)
+def test_not_for_every_model(model: nn.Module) -> None:
+    assert fused.loss_and_grad(sp.lower(model.eval()), X, LABELS, None, "ce") is None
+
+
+def test_classes_are_checked() -> None:
+    with pytest.raises(ValueError, match="labels must lie in 0 ... 4"):
+        fused.loss_and_grad(sp.lower(perceptrons(1)[0]), X, LABELS + 1, None, "ce")
+
+
+def test_never_on_a_cpu() -> None:
+    assert not fused.is_small(sp.lower(perceptrons(1)[0]), X)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("count", [1, 3])
+def test_on_a_device(count: int) -> None:
+    models = perceptrons(count)
+    model = models[0] if count == 1 else sp.Ensemble(models).eval()
+    right = sp.input_grad(model, X, LABELS)
+    model.cuda()
+    lowered = sp.lower(model)
+    assert fused.is_small(lowered, X.cuda())
+    for a, b in zip(sp.input_grad(lowered, X.cuda(), LABELS.cuda()), right, strict=True):
+        torch.testing.assert_close(a.cpu(), b, rtol=1e-4, atol=1e-5)
