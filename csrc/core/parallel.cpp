@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -17,18 +18,39 @@
 namespace sparring {
 namespace {
 
+/// A thread's own share of the rows, in a cache line of its own.
+struct alignas(64) Share {
+  std::atomic<int64_t> next;
+  int64_t end;
+};
+
+/// Every thread begins with its own share, the same in every call, so that it finds in its caches what it left there; when it is
+/// through, it helps the others.
 struct Task {
-  int64_t rows, chunk;
+  Task(int64_t rows, int64_t chunk_, int threads_, RowsBody body_, const void* context_)
+      : chunk(chunk_), threads(threads_), body(body_), context(context_), shares(new Share[threads_]) {
+    for (int slot = 0; slot < threads; ++slot) {
+      shares[slot].next.store(rows * slot / threads, std::memory_order_relaxed);
+      shares[slot].end = rows * (slot + 1) / threads;
+    }
+  }
+
+  int64_t chunk;
+  int threads;
   RowsBody body;
   const void* context;
-  std::atomic<int64_t> next{0};
+  std::unique_ptr<Share[]> shares;
+  std::thread::id caller = std::this_thread::get_id();
   std::atomic<int> joined{0};
 
   /// Takes chunks until there are none; called once by every thread that works on this.
   void work() {
-    const int slot = joined.fetch_add(1, std::memory_order_relaxed);
-    for (int64_t begin; (begin = next.fetch_add(chunk, std::memory_order_relaxed)) < rows;)
-      body(context, begin, std::min(begin + chunk, rows), slot);
+    const int slot = std::this_thread::get_id() == caller ? 0 : joined.fetch_add(1, std::memory_order_relaxed) + 1;
+    for (int other = 0; other < threads; ++other) {
+      Share& share = shares[(slot + other) % threads];
+      for (int64_t begin; (begin = share.next.fetch_add(chunk, std::memory_order_relaxed)) < share.end;)
+        body(context, begin, std::min(begin + chunk, share.end), slot);
+    }
   }
 };
 
@@ -122,8 +144,8 @@ Pool& pool() {
 void parallel_rows(int64_t rows, int64_t chunk, int threads, RowsBody body, const void* context) {
   chunk = std::max<int64_t>(chunk, 1);
   threads = static_cast<int>(std::min<int64_t>(threads, (rows + chunk - 1) / chunk));
-  Task task{rows, chunk, body, context};
-  if (threads <= 1) return task.work();
+  if (threads <= 1) return body(context, 0, rows, 0);
+  Task task(rows, chunk, threads, body, context);
   forget_threads_on_fork();
   static const OpenMPParallel openmp = find_openmp();
   if (openmp != nullptr && !forked.load()) {

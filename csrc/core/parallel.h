@@ -1,9 +1,9 @@
 // Rows spread over threads: those of torch's OpenMP where there is one, else a small pool of our own.
 //
-// Threads take chunks from a shared counter, the calling thread among them. torch's threads spin between its operations, and would
-// keep others off their cores; so they are shared. Like torch itself, a call then ends when every thread of the team has looked in,
-// which takes longer where foreign work holds a core. The pool waits only for threads that did take part, and sleeps when there is
-// nothing to do. A forked child starts a pool of its own.
+// Each thread, the calling one among them, takes chunks of its own share of the rows, then of the others'. torch's threads spin
+// between its operations, and would keep others off their cores; so they are shared. Like torch itself, a call then ends when every
+// thread of the team has looked in, which takes longer where foreign work holds a core. The pool waits only for threads that did
+// take part, and sleeps when there is nothing to do. A forked child starts a pool of its own.
 #pragma once
 
 #include <stdint.h>
