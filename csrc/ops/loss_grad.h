@@ -270,11 +270,12 @@ SPARRING_FN void weighted_mean(Team team, LossRow<Real> r, MemberRows<const Real
   const double* const weights = r.a.weights;
   const int64_t members = r.a.members, stride = values.member_stride;
   const Real* const first = values.at(0, r.row);
-  team.split(r.a.classes, [=](auto part, int64_t k) {
-    const Real* const v = first + k;
-    const Real mean = Real(part.sum(members, [=](int64_t m) { return Real(weights[m]) * v[m * stride]; }));
-    part.each(1, [=](int64_t) { u[k] = mean; });
+  team.each(r.a.classes, [=](int64_t k) {
+    Real mean = 0;
+    for (int64_t m = 0; m < members; ++m) mean += Real(weights[m]) * first[m * stride + k];
+    u[k] = mean;
   });
+  team.sync();
 }
 
 /// log_mixture on a CPU for `count` classes from `begin` on, side by side.
