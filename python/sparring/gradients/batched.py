@@ -10,7 +10,6 @@ from torch import Tensor
 
 from sparring import losses
 from sparring.gradients import fused
-from sparring.gradients import fused
 from sparring.gradients.lowered import Lowered, Model
 from sparring.gradients.lowering import lower
 from sparring.gradients.mixture import loss_grad
@@ -75,10 +74,6 @@ def input_grad(
     if targets is not None:
         losses.check_indices(targets, "targets", len(x), x.device)
     lowered = lower(model)
-    if isinstance(loss, str) and precision == "float32" and fused.is_small(lowered, x):
-        result = fused.loss_and_grad(lowered, x, labels, targets, loss)
-        if result is not None:
-            return InputGrad(result.grad, result.loss, result.combined)
     rows = lowered.examples_in(memory, x, precision)
     if rows >= x.shape[0]:
         return _input_grad(lowered, x, labels, loss, targets, precision)

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparring.gradients.kernels import DenseLayer
 from sparring.gradients.lowered import Lowered
 from sparring.gradients.steps import Flatten, Linear, Reshape, Step, as_dtype
 
