@@ -88,15 +88,18 @@ def rows_of_jacobian(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def judge(right: Callable[[list[nn.Module], Tensor], Tensor], models: list[nn.Module], count: int) -> Judge:
-    """Largest error of sampled rows, relative to the largest entry of `right(models in float64, rows)`."""
+    """Error of sampled rows, each relative to its largest entry in `right(models in float64, rows)`; the ninth decile.
+
+    Not the largest: where rounding turns a ReLU or the maximum of a window the other way, a row changes by that unit's
+    whole share, and there are millions of units.
+    """
     rows = sample_rows((count, 16_384))
-    expected = right([copy.deepcopy(model).cpu().double() for model in models], rows)
+    expected = right([copy.deepcopy(model).cpu().double() for model in models], rows).flatten(1)
 
     def error(answer: Tensor) -> dict[str, float]:
         ours = answer if answer.shape[0] == count else answer.transpose(0, 1)  # torch.func puts the logits first
-        return {
-            "error": float((ours[rows.to(ours.device)].cpu().double() - expected).abs().max() / expected.abs().max())
-        }
+        off = (ours[rows.to(ours.device)].cpu().double().flatten(1) - expected).abs().amax(1)
+        return {"error": float((off / expected.abs().amax(1)).quantile(0.9))}
 
     return error
 

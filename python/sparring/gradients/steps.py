@@ -155,7 +155,7 @@ class Conv2d:
         if any(extra):
             x = F.pad(x, (0, extra[1], 0, extra[0]))
         if x.device.type == "cpu":
-            x = x.contiguous(memory_format=torch.channels_last)
+            x = channels_last(x)
         y = F.conv2d(x, weight, as_dtype(self.bias(), x), self.stride, padding, self.dilation, self.groups)
         if self.activation is None:
             return y, (tuple(x.shape[1:]), None)
@@ -416,6 +416,13 @@ def pair(value: Any) -> tuple[int, int]:
 def form_of(x: Tensor) -> torch.memory_format:
     last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """`x` in channels-last form, with strides that say so even where there is one channel or one pixel."""
+    _, channels, height, width = x.shape
+    strides = (channels * height * width, 1, channels * width, channels)
+    return x.contiguous(memory_format=torch.channels_last).as_strided(x.shape, strides)
 
 
 def flat(x: Tensor) -> Tensor:
