@@ -210,10 +210,11 @@ class MaxPool2d:
     def forward(self, x: Tensor) -> tuple[Tensor, Any]:
         _need(x, 4, 4, "max-pooling")
         size, stride, padding, dilation = self.size, self.stride, self.padding, self.dilation
-        if kernels.supported(x) and kernels.relu_pool_fits(size, padding, dilation):
+        whole = x.float() if x.dtype is torch.bfloat16 else x  # for which there are kernels
+        if kernels.supported(whole) and kernels.relu_pool_fits(size, padding, dilation):
             kind = "relu" if self.relu else "identity"
-            y, index = kernels.relu_pool(x, None, size, stride, padding, kind, ceil_mode=self.ceil_mode)
-            return y, (index, tuple(x.shape[1:]))
+            y, index = kernels.relu_pool(whole, None, size, stride, padding, kind, ceil_mode=self.ceil_mode)
+            return y.to(x.dtype), (index, tuple(x.shape[1:]))
         if self.relu:
             x = x.relu()
         y, index = F.max_pool2d(x, size, stride, padding, dilation, self.ceil_mode, return_indices=True)
@@ -225,14 +226,16 @@ class MaxPool2d:
         if count > 1:
             index, *output = (tensor.repeat_interleave(count, 0) for tensor in (index, *output))
         if not output:
-            return kernels.relu_pool_backward(grad, index, shape[1:], self.size, self.stride, self.padding)
+            whole = grad.float() if grad.dtype is torch.bfloat16 else grad
+            result = kernels.relu_pool_backward(whole, index, shape[1:], self.size, self.stride, self.padding)
+            return result.to(grad.dtype)
         if self.relu:
             grad = grad * (output[0] > 0)
         grad = grad.contiguous()
         pooled = grad.new_empty((grad.shape[0], *shape))  # only its shape counts
         options = (list(self.size), list(self.stride), list(self.padding), list(self.dilation), self.ceil_mode)
-        result: Tensor = aten.max_pool2d_with_indices_backward(grad, pooled, *options, index)
-        return result
+        given: Tensor = aten.max_pool2d_with_indices_backward(grad, pooled, *options, index)
+        return given
 
 
 class AvgPool2d:
