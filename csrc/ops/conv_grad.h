@@ -42,7 +42,10 @@ SPARRING_FN void run_row(Team team, const Col2im<Real>& a, int64_t row, int64_t 
         const Range lines = lines_under(phase, offset, a.stride_w, a.out_width);
         const Real* const from =
             columns + (ky * a.kernel_w + kx) * a.channels * a.tap_stride + oy * a.out_width + (phase.first + offset) / a.stride_w;
-        team.each_in_lines(lines.begin, lines.end, 1, [=](int64_t j, int64_t) { to[j * a.stride_w] += from[j]; });
+        if (a.stride_w == 1)  // vectors are loaded whole
+          team.each_in_lines(lines.begin, lines.end, 1, [=](int64_t j, int64_t) { to[j] += from[j]; });
+        else
+          team.each_in_lines(lines.begin, lines.end, 1, [=](int64_t j, int64_t) { to[j * a.stride_w] += from[j]; });
       }
     }
   });
