@@ -1,7 +1,7 @@
 """The recovery step against torch: eager, in place, fused Adam, and compiled.
 
-The targets hold for what one naturally writes: a compiled function that, like ours, leaves rows with NaN or inf as they
-are, and the fused Adam followed by the formula of the soft threshold. What is faster, because it does not check or
+The targets are against what one naturally writes: a compiled function that, like ours, leaves rows with NaN or inf as
+they are, and the fused Adam followed by the formula of the soft threshold. What is faster, because it does not check or
 because its operations were put in place by hand, is measured beside them.
 """
 
@@ -21,8 +21,8 @@ from sparring import ops, reference
 
 LR, LAM, FLOOR = 1e-3, 0.1, 0.01
 PLAIN = {"torch.compile": 4}
-ADAM = {size: {"torch fused Adam": least} for size, least in ((784, 7), (3072, 7), (150_528, 18))}
-UNCHECKED = "NaN and inf spread"
+ADAM = {size: {"torch fused Adam, plain expressions": least} for size, least in ((784, 7), (3072, 7), (150_528, 18))}
+UNCHECKED = "no check for NaN"
 COMMON: dict[str, Any] = {"lr": LR, "lam": LAM, "penalty": "prox", "floor": FLOOR}
 
 
@@ -87,8 +87,8 @@ def test_adam(versus: Callable[..., None], shape: tuple[int, int], device: torch
     checked = on_a_copy(peers.compiled(peers.adam_ista_checked))
     contestants: dict[str, Callable[[], Any]] = {
         "torch": lambda: eager()[0],
-        "torch fused Adam": peers.FusedAdam(image.clone(), grad, LR, weight, FLOOR),
-        "torch fused Adam, then in place by hand": peers.FusedAdamByHand(image.clone(), grad, LR, weight, FLOOR),
+        "torch fused Adam, plain expressions": peers.FusedAdam(image.clone(), grad, LR, weight, FLOOR),
+        "torch fused Adam, in-place operations": peers.FusedAdamByHand(image.clone(), grad, LR, weight, FLOOR),
         "torch.compile": lambda: checked()[0],
         "torch.compile, unchecked": lambda: fast()[0],
         "torch.compile, unchecked, in place": on_a_copy(peers.compiled(peers.adam_ista_)),
