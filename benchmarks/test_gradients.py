@@ -106,7 +106,8 @@ def judge(right: Callable[[list[nn.Module], Tensor], Tensor], models: list[nn.Mo
 
 def rounds(name: str, count: int, members: int) -> int:
     """Fewer for what takes long."""
-    return 24 if count * members * (20 if name == "lenet5" else 1) < 2e5 else 8
+    work = count * members * (20 if name == "lenet5" else 1)
+    return 24 if work < 2e4 else 12 if work < 1e5 else 6
 
 
 @pytest.mark.parametrize(("name", "count", "members"), CASES)

