@@ -7,7 +7,7 @@ namespace sparring {
 /// The primitives, as functions of addresses: checked and documented in python/sparring/ops.py.
 void bind_ops(pybind11::module_& m);
 
-/// What gradients are made of, likewise: python/sparring/gradients/kernels.py.
+/// What gradients are made of, likewise: python/sparring/gradients/kernels/.
 void bind_gradients(pybind11::module_& m);
 
 }  // namespace sparring
