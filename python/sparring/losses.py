@@ -100,9 +100,10 @@ def check_name(loss: Any) -> None:
 def check_classes(classes: Any, name: str, batch: int, limit: int, device: torch.device) -> None:
     """Error unless `classes` is an integer tensor (batch,) with entries in 0 ... limit - 1, on `device`."""
     check_indices(classes, name, batch, device)
-    if batch and not 0 <= int(classes.min()) <= int(classes.max()) < limit:
-        low, high = int(classes.min()), int(classes.max())
-        raise ValueError(f"{name} must lie in 0 ... {limit - 1}, the model's classes; measured {low} ... {high}")
+    if batch:
+        low, high = (int(end) for end in torch.aminmax(classes))
+        if low < 0 or high >= limit:
+            raise ValueError(f"{name} must lie in 0 ... {limit - 1}, the model's classes; measured {low} ... {high}")
 
 
 def check_indices(classes: Any, name: str, batch: int, device: torch.device) -> None:
