@@ -51,6 +51,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     at_hand = {"cuda": torch.cuda.is_available(), "shared": (SHARED / "models").is_dir()}
     absent = [item for item in items if any(item.get_closest_marker(name) for name, is_ in at_hand.items() if not is_)]
     items[:] = [item for item in items if item not in absent]
+    for item in items:
+        item.add_marker(pytest.mark.timeout(0))  # a child's whole run is part of its first case
     config.hook.pytest_deselected(items=absent)
 
 
