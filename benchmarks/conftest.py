@@ -136,8 +136,13 @@ def shared() -> Path:
 
 @pytest.fixture
 def keep_record() -> Callable[..., None]:
-    """``keep_record(record)``: keep a result that was measured in this process."""
-    return _records.append
+    """``keep_record(record)``: keep a result that was measured in this process, at once: the next may take long."""
+
+    def keep_now(record: dict[str, Any]) -> None:
+        _records.append(record)
+        harness.save([record], harness.results_path(), _load)
+
+    return keep_now
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from attack_peers import PEERS, STEPS, Peer
 from harness import load_average
 from sparring import attacks, data, networks
 
-pytestmark = pytest.mark.shared
+pytestmark = [pytest.mark.shared, pytest.mark.timeout(3600)]
 
 NETWORKS = {"mnist_mlp": "mlp-300-100", "mnist_lenet5": "lenet5"}
 SEEDS = (0, 1, 2)
