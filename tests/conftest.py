@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -26,6 +27,8 @@ SHARED = Path(os.environ.get("SPARRING_SHARED", Path(__file__).resolve().parents
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "shared: needs the folder of reference networks and data (SPARRING_SHARED)")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # inherited from a shell that started this in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if "SPARRING_SHARED" in os.environ and not SHARED.is_dir():
         raise pytest.UsageError(f"SPARRING_SHARED: {SHARED} is not a folder")
 

@@ -286,7 +286,7 @@ def test_interrupted_audit_leaves_no_folder(weights: Path, tmp_path: Path) -> No
         time.sleep(0.01)
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate()
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Interrupted" in output
     assert not list((tmp_path / "runs").iterdir())
