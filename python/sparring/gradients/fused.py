@@ -22,7 +22,7 @@ def input_grad(lowered: Lowered, x: Tensor, labels: Tensor, targets: Tensor | No
         return None
     mixture = lowered.mixture
     try:
-        flat, layers = _dense(lowered, x)
+        flat, layers = _dense(lowered, x.detach())
     except NotLowered:
         return None
     if not layers or flat.ndim != 2 or layers[-1].activation != "identity":
@@ -40,7 +40,7 @@ def input_grad(lowered: Lowered, x: Tensor, labels: Tensor, targets: Tensor | No
 
 def worthwhile(x: Tensor) -> bool:
     """Whether it may pay for such an input."""
-    return x.device.type == "cuda" and kernels.supported(x) and 0 < len(x) <= _LATENCY_BOUND
+    return x.is_cuda and kernels.supported(x) and 0 < len(x) <= _LATENCY_BOUND
 
 
 def _dense(lowered: Lowered, x: Tensor) -> tuple[Tensor, list[DenseLayer]]:

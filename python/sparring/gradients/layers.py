@@ -14,18 +14,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from sparring.gradients.image_steps import AvgPool2d, Conv2d, GlobalAvgPool2d, MaxPool2d
 from sparring.gradients.steps import (
     Activation,
     Affine,
-    AvgPool2d,
     BatchNorm,
-    Conv2d,
     Flatten,
-    GlobalAvgPool2d,
     Identity,
     Linear,
     Live,
-    MaxPool2d,
     NotLowered,
     Reshape,
     Softmax,

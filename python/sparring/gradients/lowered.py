@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -78,21 +79,25 @@ class Lowered:
         """
         if memory < 1:
             raise ValueError(f"memory must be at least 1 byte, got {memory}")
-        if not self.is_lowered or len(x) < 2:
-            return max(1, len(x))
+        batch = x.shape[0]
+        if not self.is_lowered or batch < 2:
+            return max(1, batch)
         key = (x.shape[1:], x.dtype, precision)
-        if key not in self._sizes:
+        known = self._sizes.get(key)
+        if known is None:
             try:
-                self._sizes[key] = _sizes(self.steps, x, precision)
+                known = self._sizes[key] = _sizes(self.steps, x, precision)
             except NotLowered as why:
                 self._leave_to_autograd(why)
-                return len(x)
-        taped, largest = self._sizes[key]
+                return batch
+        taped, largest = known
         room = memory // (2 * taped)  # as much again for gradients
-        if x.device.type == "cpu":
+        if x.is_cpu:
             room = min(room, _CACHED * torch.get_num_threads() // largest)
-        parts = -(-len(x) // max(1, room))
-        return room if parts == 1 else -(-len(x) // parts)  # of equal size
+        if batch <= room:
+            return room
+        parts = -(-batch // max(1, room))
+        return -(-batch // parts)  # of equal size
 
     def _leave_to_autograd(self, why: NotLowered) -> None:
         self.reasons.append(str(why))
@@ -106,10 +111,15 @@ class Lowered:
 
     def backward(self, grad: Tensor, tape: Tape) -> Tensor:
         """From gradients at the logits, of R scalars an example, (B * R, K), to those at the input."""
-        with torch.no_grad():
+        with without_grad():
             for step, saved in reversed(tape):
                 grad = step.backward(grad, saved)
         return grad
+
+
+def without_grad() -> AbstractContextManager[None]:
+    """torch.no_grad(), which takes its time, where it is not in force already."""
+    return torch.no_grad() if torch.is_grad_enabled() else nullcontext()
 
 
 def _run(steps: list[Step], x: Tensor, precision: str, sizes: list[int] | None = None) -> tuple[Tensor, Tape]:
@@ -118,7 +128,7 @@ def _run(steps: list[Step], x: Tensor, precision: str, sizes: list[int] | None =
     Bytes of the steps' outputs are appended to `sizes`.
     """
     tape: Tape = []
-    with torch.no_grad():
+    with without_grad():
         x = x.detach()
         if precision == "bf16" and not hasattr(steps[0], "takes_precision"):
             x = x.to(torch.bfloat16)

@@ -11,8 +11,9 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import module as torch_module
 
 from sparring.gradients import layers
+from sparring.gradients.image_steps import Conv2d, MaxPool2d
 from sparring.gradients.lowered import Lowered, Model
-from sparring.gradients.steps import Activation, Conv2d, Identity, Linear, Live, MaxPool2d, NotLowered, Step
+from sparring.gradients.steps import Activation, Identity, Linear, Live, NotLowered, Step
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _PLAIN = (int, float, bool, str, tuple)

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparring.gradients import kernels
 from sparring.gradients.lowered import Lowered
-from sparring.gradients.steps import Flatten, Linear, Reshape, Step, as_dtype
+from sparring.gradients.products import linear
+from sparring.gradients.steps import IDENTITY, Flatten, Linear, Reshape, Step, as_dtype
 
 
 class Members:
@@ -56,6 +58,7 @@ class StackedDense:
         self._key: Any = None
         self._sources: list[Tensor] = []
         self._stacked: list[tuple[Tensor, Tensor | None]] = []
+        self._first: Tensor  # the first layer's weight once more, in another order in memory
         self._idle: list[dict[Any, Tensor]] = []
 
     def forward(self, x: Tensor) -> tuple[Tensor, Any]:
@@ -64,19 +67,22 @@ class StackedDense:
             x, shape = reshape.forward(x)
             shapes.append(shape)
         weights = self.weights(x)
+        fused = kernels.supported(x)  # bias and activation in one pass
         last = len(weights) - 1
         for i, ((weight, bias), activation) in enumerate(zip(weights, self.activations, strict=True)):
             batch, units = x.shape[-2], weight.shape[-2]
-            shape = (self.members, batch, units) if i else (batch, units)
-            z = x.new_empty(shape) if i == last else buffers.get(x, shape, i)  # logits leave this step
-            if i:
-                torch.bmm(x, weight.transpose(1, 2), out=z)
+            before, after = (None, bias) if fused else (bias, None)
+            if i == 0:
+                z = linear(x, self._first, before)
             else:
-                torch.mm(x, weight.t(), out=z)
-            if activation is not None:
-                z = activation.over(z, bias)
-            elif bias is not None:
-                z += bias.unsqueeze(1) if i else bias
+                shape = (self.members, batch, units)
+                z = x.new_empty(shape) if i == last else buffers.get(x, shape, i)  # logits leave this step
+                if before is None:
+                    torch.bmm(x, weight.transpose(1, 2), out=z)
+                else:
+                    torch.baddbmm(before.unsqueeze(1), x, weight.transpose(1, 2), out=z)
+            if activation is not None or after is not None:
+                z = (activation or IDENTITY).over(z, after)
             outputs.append(z)
             x = z if i else z.view(batch, self.members, units // self.members).transpose(0, 1)
         return x, (shapes, outputs, weights, buffers)
@@ -93,7 +99,7 @@ class StackedDense:
                 blocks = (*grad.shape[:-2], batch, rows // max(1, batch), grad.shape[-1])
                 activation.towards(grad.view(blocks), output)
             if i == 0:
-                grad = grad @ weight
+                grad = linear(grad, weight.t())
             elif i == 1:  # written side by side, as the first layer's units are
                 side_by_side = buffers.get(grad, (rows, members, weight.shape[2]), "back", i)
                 grad = torch.bmm(grad, weight, out=side_by_side.transpose(0, 1))
@@ -122,6 +128,7 @@ class StackedDense:
                 bias = None if biases[0] is None else as_dtype(join(biases), x)
                 stacked.append((as_dtype(join(weights), x), bias))
             self._key, self._stacked = key, stacked
+            self._first = stacked[0][0].t().contiguous().t()  # as the way forward has it fastest
             self._sources = tensors  # kept, so that no other tensor can have their ids
         return self._stacked
 
@@ -164,10 +171,10 @@ def stacked(members: Sequence[Lowered]) -> StackedDense | None:
     for level in zip(*chains, strict=False):
         if len(layers) == 0 and len(level) and all(_same_reshape(step, level[0]) for step in level):
             continue
-        linear = [step for step in level if isinstance(step, Linear)]
-        if len(linear) < len(level) or any(_layout(step) != _layout(linear[0]) for step in linear):
+        dense = [step for step in level if isinstance(step, Linear)]
+        if len(dense) < len(level) or any(_layout(step) != _layout(dense[0]) for step in dense):
             return None
-        layers.append(linear)
+        layers.append(dense)
     if not layers or any(len(chain) != count + len(layers) for chain in chains):
         return None
     return StackedDense(reshapes, layers)

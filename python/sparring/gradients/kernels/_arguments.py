@@ -16,17 +16,16 @@ NUMBER = {name: number for names in (LOSSES, COMBINES, ACTIVATIONS) for number, 
 
 def supported(tensor: Tensor) -> bool:
     """Whether there are kernels for the device and type of `tensor`; for others, torch's own operations have to do."""
-    device = tensor.device.type
-    return tensor.dtype in (float32, float64) and (
-        device == "cpu" or (device == "cuda" and bool(_core.build_info()["cuda"]))
-    )
+    if tensor.dtype is not float32 and tensor.dtype is not float64:
+        return False
+    return tensor.is_cpu or (tensor.is_cuda and bool(_core.build_info()["cuda"]))
 
 
 def rows_of(tensor: Tensor, name: str, written: bool = False) -> tuple[int, int, int]:
     """Number of rows (all dimensions but the last), their length, and the stride from one to the next."""
     n = tensor.shape[-1]
     if tensor.is_contiguous():
-        return tensor.numel() // n if n else 0, n, n
+        return (tensor.numel() // n if n else 0), n, n
     try:
         rows = tensor.view(-1, n)
     except RuntimeError:
@@ -45,10 +44,10 @@ def check_indices(indices: Tensor | None, name: str, batch: int, like: Tensor) -
     if indices is None:
         return
     agree(tuple(indices.shape), (batch,), name, "the batch")
-    if indices.dtype is not int64 or indices.device != like.device:
+    if indices.dtype is not int64 or not ((indices.is_cpu and like.is_cpu) or indices.device == like.device):
         raise ValueError(f"{name} are {indices.dtype} on '{indices.device}', not int64 on '{like.device}'")
 
 
 def same_kind(tensor: Tensor, other: Tensor, name: str) -> None:
-    if tensor.dtype is not other.dtype or tensor.device != other.device:
+    if tensor.dtype is not other.dtype or not ((tensor.is_cpu and other.is_cpu) or tensor.device == other.device):
         raise ValueError(f"{name} is {tensor.dtype} on '{tensor.device}', not {other.dtype} on '{other.device}'")

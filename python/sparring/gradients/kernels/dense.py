@@ -36,17 +36,18 @@ def bias_activation_(
     out : like `z`, optional
         Where to write instead.
     """
-    target = z if out is None else out
-    rows, n, stride = rows_of(z, "z")
-    out_rows, out_n, out_stride = rows_of(target, "out", written=True)
-    agree((out_rows, out_n), (rows, n), "out", "z")
-    groups = 1
+    rows, n, stride = rows_of(z, "z", written=out is None)
+    target, out_stride, groups = z, stride, 1
+    if out is not None:
+        out_rows, out_n, out_stride = rows_of(out, "out", written=True)
+        agree((out_rows, out_n), (rows, n), "out", "z")
+        same_kind(out, z, "out")
+        target = out
     if bias is not None:
-        groups = 1 if bias.ndim == 1 else len(bias)
+        groups = 1 if bias.ndim == 1 else bias.shape[0]
         agree(tuple(bias.shape), (n,) if bias.ndim == 1 else (z.shape[0], n), "bias", "z")
         same_kind(bias, z, "bias")
         bias = bias.contiguous()
-    same_kind(target, z, "out")
     bridge.native.bias_activation(
         z.dtype is float64,
         *bridge.place_of(z, "z"),
@@ -79,9 +80,8 @@ def activation_backward_(grad: Tensor, output: Tensor, kind: str, *, slope: floa
     """
     rows, n, stride = rows_of(grad, "grad", written=True)
     output_rows, output_n, output_stride = rows_of(output, "output")
-    lead = grad.shape[:-1] if grad.ndim == output.ndim else grad.shape[:-2]
-    agree(tuple(lead), tuple(output.shape[:-1]), "grad", "output")
-    agree((output_n,), (n,), "output", "grad")
+    lead = -1 if grad.ndim == output.ndim else -2
+    agree((*grad.shape[:lead], n), (*output.shape[:-1], output_n), "grad", "output")
     same_kind(output, grad, "output")
     bridge.native.activation_backward(
         grad.dtype is float64,
@@ -127,23 +127,26 @@ def loss_grad(
         ``combined``: log of the mixed probabilities; the mean logits; for "loss" the mean of the members' log softmax;
         for one network the `logits` themselves.
     """
-    if logits.shape[-1] > 1 and logits.stride(-1) != 1:
+    *lead, batch, classes = logits.shape
+    *_, row_stride, stride = logits.stride()
+    if classes > 1 and stride != 1:
         logits = logits.contiguous()
-    single = logits.ndim == 2 or len(logits) == 1
-    members, (batch, classes) = 1 if single else len(logits), logits.shape[-2:]
+        row_stride = logits.stride(-2)
+    members = lead[0] if lead else 1
     check_indices(labels, "labels", batch, logits)
-    check_indices(targets, "targets", batch, logits)
     labels = labels.contiguous()
-    targets = None if targets is None else targets.contiguous()
-    if not single:
+    if targets is not None:
+        check_indices(targets, "targets", batch, logits)
+        targets = targets.contiguous()
+    value, grad = logits.new_empty(batch), torch.empty_like(logits)
+    if members > 1:
         if weights is None:
             weights = logits.new_full((members,), 1 / members, dtype=float64)
         weights = weights.to(logits.device, float64).contiguous()
         agree(tuple(weights.shape), (members,), "weights", "logits")
+        combined = logits.new_empty(batch, classes)
     else:
-        weights = None
-    value, grad = logits.new_empty(batch), torch.empty_like(logits)
-    combined = logits.view(batch, classes) if single else logits.new_empty(batch, classes)
+        weights, combined = None, logits.view(batch, classes) if lead else logits
     bridge.native.loss_grad(
         logits.dtype is float64,
         *bridge.place_of(logits, "logits"),
@@ -152,7 +155,7 @@ def loss_grad(
         classes,
         logits.data_ptr(),
         logits.stride(0),
-        logits.stride(-2),
+        row_stride,
         0 if weights is None else weights.data_ptr(),
         labels.data_ptr(),
         0 if targets is None else targets.data_ptr(),
@@ -162,6 +165,6 @@ def loss_grad(
         grad.data_ptr(),
         grad.stride(0),
         grad.stride(-2),
-        0 if single else combined.data_ptr(),
+        0 if weights is None else combined.data_ptr(),
     )
     return LossGrad(value, grad, combined)

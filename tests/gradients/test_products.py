@@ -1,0 +1,44 @@
+"""Products with weights: the same numbers whichever library computes them, NaN and all."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sparring.gradients import products
+
+SHAPES = [(0, 784, 300), (1, 784, 300), (128, 784, 100), (128, 784, 300), (128, 300, 784), (1500, 784, 100)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_linear_is_the_product(shape: tuple[int, int, int], turned: bool, biased: bool) -> None:
+    batch, inputs, outputs = shape
+    generator = torch.Generator().manual_seed(batch)
+    x = torch.randn(batch, inputs, generator=generator)
+    weight = torch.randn(outputs, inputs, generator=generator)
+    weight = weight.t().contiguous().t() if turned else weight
+    bias = torch.randn(outputs, generator=generator) if biased else None
+    right = x.double() @ weight.double().t() + (0 if bias is None else bias.double())
+    torch.testing.assert_close(products.linear(x, weight, bias).double(), right, rtol=1e-5, atol=2e-4)
+
+
+def test_large_products_are_left_to_onednn_and_keep_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = torch.ones(128, 784), torch.ones(300, 784)
+    x[5, 7] = torch.nan
+    answers = [products.linear(x, weight)]
+    monkeypatch.setattr(products, "_ONEDNN", False)
+    answers.append(products.linear(x, weight))
+    for answer in answers:
+        assert bool(answer[5].isnan().all())
+        assert bool((answer[:5] == 784).all())
+        assert bool((answer[6:] == 784).all())
+
+
+def test_every_batch_of_an_example_gives_the_same_to_rounding() -> None:
+    x, weight = torch.randn(512, 784, generator=torch.Generator().manual_seed(0)), torch.randn(300, 784)
+    whole = products.linear(x, weight)
+    for count in (1, 16, 64, 256):
+        part = products.linear(x[:count], weight)
+        assert (part - whole[:count]).abs().max() <= 1e-6 * 784**0.5 * whole.abs().max()
