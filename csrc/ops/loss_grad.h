@@ -41,7 +41,8 @@ struct MemberRows {
 
 template <class Real>
 struct LossGrad {
-  int64_t rows, n;  // n = members * classes
+  static constexpr int64_t kEntryWork = 32;  // exponentials, and many rows too short to fill a vector
+  int64_t rows, n;                           // n = members * classes
   int64_t members, classes;
   MemberRows<const Real> logits;
   const double* weights;  // one a member; of no account for one member

@@ -1,13 +1,21 @@
 // Runs an op's run_row for every row, one thread a row.
 #pragma once
 
+#include <type_traits>
+
 #include "core/parallel.h"
 #include "team/cpu_team.h"
 
 namespace sparring::SPARRING_ISA_NAMESPACE {
 
-// Waking a sleeping thread takes as long as this many entries; a chunk is never less work.
+// Waking a sleeping thread takes as long as this many simple entries; a chunk is never less work.
 constexpr int64_t kEntriesPerChunk = 16384;
+
+/// How many simple entries take as long as one of an op's, if it says so.
+template <class Args, class = void>
+constexpr int64_t kEntryWork = 1;
+template <class Args>
+constexpr int64_t kEntryWork<Args, std::void_t<decltype(Args::kEntryWork)>> = Args::kEntryWork;
 
 template <class Args>
 void launch_rows(const Args& args, int threads) {
@@ -15,7 +23,8 @@ void launch_rows(const Args& args, int threads) {
     const Args& a = *static_cast<const Args*>(context);
     for (int64_t row = begin; row < end; ++row) run_row(CpuTeam{}, a, row, slot);
   };
-  const int64_t chunk = args.n > 0 ? (kEntriesPerChunk + args.n - 1) / args.n : args.rows;
+  const int64_t work = args.n * kEntryWork<Args>;
+  const int64_t chunk = work > 0 ? (kEntriesPerChunk + work - 1) / work : args.rows;
   parallel_rows(args.rows, chunk, threads, body, &args);
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -48,13 +49,18 @@ class PerRow(NamedTuple):
 
 def place_of(tensor: Tensor, name: str) -> Place:
     """Where an op on `tensor` runs; ValueError for a device that has no kernels."""
+    if tensor.is_cpu:
+        return _on_cpu(torch.get_num_threads())
     kind = tensor.device.type
-    if kind == "cpu":
-        return Place(-1, 0, torch.get_num_threads())
     if kind == "cuda" and _core.build_info()["cuda"]:
         return Place(tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream, 1)
     why = "this build of sparring has no CUDA kernels; supported: cpu" if kind == "cuda" else "supported: cpu, cuda"
     raise ValueError(f"{name} is on device '{tensor.device}', for which there are no kernels ({why})")
+
+
+@lru_cache
+def _on_cpu(threads: int) -> Place:
+    return Place(-1, 0, threads)
 
 
 def as_tensor(array: Array, name: str) -> Tensor:

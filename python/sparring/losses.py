@@ -16,6 +16,7 @@ and the targets, or the labels where there are no targets, and returns (B,) valu
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -26,6 +27,7 @@ from torch.nn import functional as F
 Loss: TypeAlias = str | Callable[[Tensor, Tensor], Tensor]
 
 NAMES = ("ce", "margin", "dlr", "prob")
+_CLASSES_NEEDED = {"ce": 1, "prob": 1, "margin": 2, "dlr": 3}
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -79,7 +81,7 @@ def check(loss: Loss, logits: Tensor, labels: Tensor, targets: Tensor | None = N
     if logits.ndim != 2 or not logits.is_floating_point():
         raise ValueError(f"the model must return floating-point logits (B, K), but gave {_what(logits)}")
     batch, classes = logits.shape
-    needed = 1 if callable(loss) else {"ce": 1, "prob": 1, "margin": 2, "dlr": 3 if targets is None else 4}[loss]
+    needed = 1 if callable(loss) else _CLASSES_NEEDED[loss] + (loss == "dlr" and targets is not None)
     if classes < needed:
         raise ValueError(f"loss {loss!r} needs at least {needed} classes, but the model has {classes}")
     check_classes(labels, "labels", batch, classes, logits.device)
@@ -100,10 +102,9 @@ def check_name(loss: Any) -> None:
 def check_classes(classes: Any, name: str, batch: int, limit: int, device: torch.device) -> None:
     """Error unless `classes` is an integer tensor (batch,) with entries in 0 ... limit - 1, on `device`."""
     check_indices(classes, name, batch, device)
-    if batch:
-        low, high = (int(end) for end in torch.aminmax(classes))
-        if low < 0 or high >= limit:
-            raise ValueError(f"{name} must lie in 0 ... {limit - 1}, the model's classes; measured {low} ... {high}")
+    low, high = _range(classes, name)
+    if batch and (low < 0 or high >= limit):
+        raise ValueError(f"{name} must lie in 0 ... {limit - 1}, the model's classes; measured {low} ... {high}")
 
 
 def check_indices(classes: Any, name: str, batch: int, device: torch.device) -> None:
@@ -116,6 +117,19 @@ def check_indices(classes: Any, name: str, batch: int, device: torch.device) -> 
         raise ValueError(f"{name} has shape {tuple(classes.shape)}; expected one class per example, ({batch},)")
     if classes.device != device:
         raise ValueError(f"{name} is on device '{classes.device}', but the examples on '{device}'; nothing is moved")
+
+
+def _range(classes: Tensor, name: str) -> tuple[int, int]:
+    """The least and the largest entry. Remembered: an attack asks at each step, and would wait for a GPU each time."""
+    version = None if classes.is_inference() else classes._version  # inference tensors count no changes
+    known = _ranges.get(name)
+    if known is None or version is None or known[0]() is not classes or known[1] != version:
+        low, high = (int(end) for end in torch.aminmax(classes)) if len(classes) else (0, 0)
+        known = _ranges[name] = (weakref.ref(classes), version, (low, high))
+    return known[2]
+
+
+_ranges: dict[str, tuple[weakref.ref[Tensor], int | None, tuple[int, int]]] = {}  # of the last tensor by each name
 
 
 def _at(z: Tensor, index: Tensor) -> Tensor:
