@@ -19,46 +19,77 @@ class Canvas:
     bounds: tuple[float, float]
     floor: float
 
-    def fit(self, image: Tensor, mask: Tensor | None, frozen: Tensor | None = None) -> None:
-        """Clamp and floor `image` in place, and blacken where `mask` is False; leave the `frozen` rows alone."""
+    def fit(self, image: Tensor, mask: Tensor | None) -> None:
+        """Clamp and floor `image` in place, and blacken where `mask` is False."""
         ops.recovery_step(
-            image, torch.zeros_like(image), lr=0.0, lam=0.0, mask=mask, frozen=frozen,
+            image, torch.zeros_like(image), lr=0.0, lam=0.0, mask=mask,
             black=self.black, bounds=self.bounds, floor=self.floor,
         )  # fmt: skip
+
+    def fitted(self, start: Tensor, mask: Tensor | None, rows: Tensor) -> Tensor:
+        """`start` made to fit, which is of the images `rows` of those that `mask` is for; changed in place."""
+        self.fit(start, None if mask is None else mask[rows])
+        return start
 
     def sparsity(self, image: Tensor) -> Tensor:
         """Count the entries that are not black, int64 (B,)."""
         return (image != self.black).flatten(1).sum(1)
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """Rates of the steps, counted from 0: `lam_final` from `lam_step` on, and half of `lr` from `lr_step` on."""
+
+    lr: float
+    lam: float
+    lam_final: float | None = None
+    lam_step: int | None = None
+    lr_step: int | None = None
+
+    def lr_at(self, step: int) -> float:
+        return self.lr if self.lr_step is None or step < self.lr_step else self.lr / 2
+
+    def lam_at(self, step: int) -> float:
+        if self.lam_final is None or self.lam_step is None or step < self.lam_step:
+            return self.lam
+        return self.lam_final
+
+
 class Adam:
-    """Adam on ``loss + lam |image - black|_1 / D``, every image with its own moments.
+    """Adam on ``loss + weight lam |image - black|_1 / D``, every image with its own moments.
 
     `image` (B, ...) is the batch as it stands, `mask` bool of the same shape or None.
     """
 
     def __init__(
-        self, start: Tensor, mask: Tensor | None, canvas: Canvas, *, lr: float, lam: float,
+        self, start: Tensor, mask: Tensor | None, canvas: Canvas, schedule: Schedule, *, weight: float,
         penalty: Literal["subgradient", "prox"],
     ) -> None:  # fmt: skip
         self.image, self.mask, self.canvas = start.clone(), mask, canvas
-        self.lr, self.lam, self.penalty = lr, lam, penalty
+        self.schedule, self.weight, self.penalty = schedule, weight, penalty
         self.canvas.fit(self.image, mask)
         self.exp_avg, self.exp_avg_sq = torch.zeros_like(start), torch.zeros_like(start)
-        self.steps = 0
+        self.begun = torch.zeros(len(start), dtype=torch.int64, device=start.device)  # the first step of each image
 
-    def step(self, grad: Tensor, log_prob: Tensor, sparse: Tensor, frozen: Tensor | None) -> None:
-        """Descend along `grad`, the gradient of ``-log_prob``, but for the `frozen` rows."""
-        self.steps += 1
-        ops.recovery_step(
-            self.image, grad, lr=self.lr, lam=self.lam, penalty=self.penalty,
-            exp_avg=self.exp_avg, exp_avg_sq=self.exp_avg_sq, step=self.steps, mask=self.mask, frozen=frozen,
-            black=self.canvas.black, bounds=self.canvas.bounds, floor=self.canvas.floor,
-        )  # fmt: skip
+    def step(self, step: int, grad: Tensor, loss: Tensor, sparse: Tensor, frozen: Tensor) -> None:
+        """Descend along `grad`, the gradient of `loss`, but for the `frozen` rows."""
+        for begun in {*self.begun.tolist()}:  # more than one only where images have begun again
+            ops.recovery_step(
+                self.image, grad, lr=self.schedule.lr_at(step), lam=self.weight * self.schedule.lam_at(step),
+                penalty=self.penalty, exp_avg=self.exp_avg, exp_avg_sq=self.exp_avg_sq, step=step + 1 - begun,
+                mask=self.mask, frozen=frozen | (self.begun != begun),
+                black=self.canvas.black, bounds=self.canvas.bounds, floor=self.canvas.floor,
+            )  # fmt: skip
+
+    def restart(self, rows: Tensor, start: Tensor, step: int) -> None:
+        """Begin the images `rows` (indices) again at `start`, with `step`."""
+        self.image[rows] = self.canvas.fitted(start, self.mask, rows)
+        self.exp_avg[rows], self.exp_avg_sq[rows], self.begun[rows] = 0, 0, step
 
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but those where `rows` (bool (B,)) is True."""
         self.image, self.exp_avg, self.exp_avg_sq = self.image[rows], self.exp_avg[rows], self.exp_avg_sq[rows]
+        self.begun = self.begun[rows]
         self.mask = None if self.mask is None else self.mask[rows]
 
 
@@ -71,45 +102,55 @@ class L1Ball:
     """
 
     def __init__(
-        self, start: Tensor, mask: Tensor | None, canvas: Canvas, *, lr: float, k: int, growth: float,
+        self, start: Tensor, mask: Tensor | None, canvas: Canvas, schedule: Schedule, *, k: int, growth: float,
         project_start: bool,
     ) -> None:  # fmt: skip
-        self.mask, self.canvas = mask, canvas
-        self.k, self.growth, self.longest = k, growth, lr * k
+        self.mask, self.canvas, self.schedule, self.k, self.growth = mask, canvas, schedule, k, growth
         self.origin = torch.full_like(start, canvas.black)
         self.image = start.clone() if mask is None else start.masked_fill(~mask, canvas.black)
-        delta = self.image - self.origin
-        self.length = torch.full((len(start),), self.longest, dtype=start.dtype, device=start.device)
+        self.length = torch.full((len(start),), schedule.lr_at(0) * k, dtype=start.dtype, device=start.device)
         self.radius = self.length.clone()
         if project_start:
+            delta = self.image - self.origin
             self.image = self.origin + ops.project_l1_box(delta, self.origin, self.radius, canvas.bounds)
         else:
-            self.radius = self.radius.maximum(delta.abs().flatten(1).sum(1))
+            self.radius = self.radius.maximum(self._norm(self.image))
         canvas.fit(self.image, mask)
-        self.log_prob = torch.full_like(self.length, -torch.inf)
+        self.loss = torch.full_like(self.length, torch.inf)
         self.sparse = torch.ones_like(self.length, dtype=torch.bool)
 
-    def step(self, grad: Tensor, log_prob: Tensor, sparse: Tensor, frozen: Tensor | None) -> None:
-        """Descend along `grad`, the gradient of ``-log_prob``, but for the `frozen` rows."""
-        too_long = (sparse != self.sparse) | (sparse & (log_prob < self.log_prob))
-        self.length = (self.length * torch.where(too_long, 0.5, 1.25)).clamp(max=self.longest)
+    def step(self, step: int, grad: Tensor, loss: Tensor, sparse: Tensor, frozen: Tensor) -> None:
+        """Descend along `grad`, the gradient of `loss`, but for the `frozen` rows."""
+        longest = self.schedule.lr_at(step) * self.k
+        too_long = (sparse != self.sparse) | (sparse & (loss > self.loss))
+        self.length = (self.length * torch.where(too_long, 0.5, 1.25)).clamp(max=longest)
         change = self.growth * self.length
-        self.radius = (self.radius + torch.where(sparse, change, -change)).clamp(min=self.growth * self.longest)
-        self.log_prob, self.sparse = log_prob, sparse
-        ascent = -grad if self.mask is None else torch.where(self.mask, -grad, 0)
+        self.radius = (self.radius + torch.where(sparse, change, -change)).clamp(min=self.growth * longest)
+        self.loss, self.sparse = loss, sparse
         delta = ops.l1_step(
-            self.image - self.origin, ascent, self.origin, self.radius, self.length, self.k, self.canvas.bounds
+            self.image - self.origin, -grad, self.origin, self.radius, self.length, self.k, self.canvas.bounds
         )
         moved = self.origin + delta
         self.canvas.fit(moved, self.mask)
-        self.image = moved if frozen is None else torch.where(_like(frozen, moved), self.image, moved)
+        self.image = torch.where(_like(frozen, moved), self.image, moved)
+
+    def restart(self, rows: Tensor, start: Tensor, step: int) -> None:
+        """Begin the images `rows` (indices) again at `start`, with `step`, in balls that hold it."""
+        longest = self.schedule.lr_at(step) * self.k
+        self.image[rows] = self.canvas.fitted(start, self.mask, rows)
+        self.length[rows] = longest
+        self.radius[rows] = self._norm(self.image[rows]).clamp(min=longest)
+        self.loss[rows], self.sparse[rows] = torch.inf, True
 
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but those where `rows` (bool (B,)) is True."""
         self.image, self.origin = self.image[rows], self.origin[rows]
         self.radius, self.length = self.radius[rows], self.length[rows]
-        self.log_prob, self.sparse = self.log_prob[rows], self.sparse[rows]
+        self.loss, self.sparse = self.loss[rows], self.sparse[rows]
         self.mask = None if self.mask is None else self.mask[rows]
+
+    def _norm(self, image: Tensor) -> Tensor:
+        return (image - self.canvas.black).abs().flatten(1).sum(1)
 
 
 def _like(rows: Tensor, image: Tensor) -> Tensor:

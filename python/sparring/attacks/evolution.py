@@ -193,7 +193,7 @@ def evolve_images(
         images = dots.paint(found.best[:, None]).reshape(-1, *shape)
         prob = log_prob(images, targets).exp()
     sparsity = (images != black).flatten(1).sum(1)
-    return Recovery(images, prob, sparsity, found.generations, prob >= p_min)
+    return Recovery(images, prob, sparsity, found.generations, prob >= p_min, torch.zeros_like(sparsity))
 
 
 def _ask(problem: Problem, points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
