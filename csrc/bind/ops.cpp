@@ -1,5 +1,6 @@
 #include "bind/ops.h"
 
+#include <cmath>
 #include <cstdint>
 #include <limits>
 
@@ -79,7 +80,8 @@ std::int64_t recovery_step(Place place, std::int64_t rows, std::int64_t n, Addre
                           beta1,
                           beta2,
                           adam_eps,
-                          step,
+                          1 / (1 - std::pow(beta1, double(step))),
+                          1 / std::sqrt(1 - std::pow(beta2, double(step))),
                           Real(black),
                           Real(lo),
                           Real(hi),

@@ -28,7 +28,7 @@ struct RecoveryStep {
   PerRow<double> lr, lam;
   bool soft_threshold;
   double beta1, beta2, adam_eps;
-  int64_t step;  // from 1
+  double unbias1, unbias2;  // 1 / (1 - beta1^step), 1 / sqrt(1 - beta2^step)
   Real black, lo, hi, floor;
   int64_t* bad_row;
 };
@@ -40,7 +40,7 @@ template <class Real>
 struct RecoveryRow {
   Real lr, penalty;                           // penalty = lam / n
   Real beta1, rest1, beta2, rest2, adam_eps;  // rest = 1 - beta
-  Real unbias1, unbias2;                      // 1 / (1 - beta1^step), 1 / sqrt(1 - beta2^step)
+  Real unbias1, unbias2;
   Real black, lo, hi, floor;
 };
 
@@ -61,9 +61,11 @@ struct Variant {
 template <class Variant, class Team, class Real>
 SPARRING_FN bool recovery_step(Team team, int64_t n, Real* image, const Real* grad, Real* m, Real* v, const uint8_t* mask,
                                RecoveryRow<Real> c) {
-  // a - a is 0, or NaN where a is not finite
-  const double finite = team.sum(n, [=](int64_t i) { return (image[i] - image[i]) + (grad[i] - grad[i]); });
-  if (finite != 0) return false;
+  const auto largest = team.max(n, [=](int64_t i) {
+    const auto a = bits(magnitude(image[i])), b = bits(magnitude(grad[i]));  // inf and NaN come after all numbers
+    return a > b ? a : b;
+  });
+  if (largest > bits(Float<Real>::largest)) return false;
   const auto update = [=](int64_t i) {
     const bool held = Variant::masked ? mask[i] == 0 : false;
     const Real old = image[i], above = old - c.black;
@@ -77,19 +79,15 @@ SPARRING_FN bool recovery_step(Team team, int64_t n, Real* image, const Real* gr
       direction = m_new * c.unbias1;
     }
     Real from_black = (old - rate * direction) - c.black;
-    if constexpr (Variant::soft_threshold)
-      from_black = with_sign(larger(magnitude(from_black) - rate * c.penalty, Real(0)), from_black);
+    if constexpr (Variant::soft_threshold) {
+      const Real least = rate * c.penalty;
+      from_black -= smaller(larger(from_black, -least), least);
+    }
     const Real inside = smaller(larger(c.black + from_black, c.lo), c.hi);
     image[i] = held | (magnitude(inside - c.black) < c.floor) ? c.black : inside;
   };
   team.each(n, update, image, grad);
   return true;
-}
-
-SPARRING_FN double power(double base, int64_t exponent) {
-  double result = 1;
-  for (; exponent > 0; exponent >>= 1, base *= base) result *= exponent & 1 ? base : 1.0;
-  return result;
 }
 
 template <class Team, class Real>
@@ -103,8 +101,8 @@ SPARRING_FN void run_row(Team team, const RecoveryStep<Real>& a, int64_t row, in
       Real(a.beta2),
       Real(1 - a.beta2),
       Real(a.adam_eps),
-      Real(1 / (1 - power(a.beta1, a.step))),
-      Real(1 / square_root(1 - power(a.beta2, a.step))),
+      Real(a.unbias1),
+      Real(a.unbias2),
       a.black,
       a.lo,
       a.hi,
