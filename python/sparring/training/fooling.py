@@ -1,11 +1,38 @@
-"""Sets of fooling images."""
+"""Sets of fooling images: pruned, binned, written to files and read back, and judged by other networks."""
 
 from __future__ import annotations
 
+import csv
+import io
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from sparring.attacks._model import held_still
+from sparring.data import Dataset, Split
+
+EDGES = (0.3, 0.5, 0.7, 0.9)
+BINS = ("< .3", ".3 - .5", ".5 - .7", ".7 - .9", ">= .9")
+
+_BATCH = 1024
+_FORMAT = "sparring fooling set 1"
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Images by the probability of their target, in the bins `BINS`, whose lower edges belong to them.
+
+    Attributes
+    ----------
+    index : int64 (B,), the bin of each image.
+    counts : int64 (5,), images in each bin.
+    """
+
+    index: Tensor
+    counts: Tensor
 
 
 @dataclass(frozen=True)
@@ -28,6 +55,28 @@ class FoolingSet:
     sparsity: Tensor
     stop_step: Tensor
     success: Tensor
+
+    @classmethod
+    def judge(
+        cls, model: nn.Module, images: Tensor, targets: Tensor, stop_step: Tensor, *, p_min: float, s_max: int
+    ) -> FoolingSet:
+        """What `model` says to the images; they qualify where ``prob >= p_min`` and ``sparsity <= s_max``.
+
+        The model is in eval mode meanwhile, and left as it was.
+        """
+        images = images.detach()
+        with held_still(model), torch.no_grad():
+            logits = torch.cat([model(part) for part in torch.split(images, _BATCH)])
+        largest = int(targets.max()) if len(targets) else 0
+        if largest >= logits.shape[1]:
+            raise ValueError(f"targets must be below {logits.shape[1]}, the model's outputs; got {largest}")
+        prob = logits.softmax(1).gather(1, targets[:, None])[:, 0]
+        sparsity = (images > 0).flatten(1).sum(1)
+        return cls(images, targets, prob, sparsity, stop_step.long(), (prob >= p_min) & (sparsity <= s_max))
+
+    def judged_by(self, model: nn.Module, *, p_min: float = 0.9, s_max: int = 300) -> FoolingSet:
+        """The same images with the probabilities, and so the successes, of another network."""
+        return self.judge(model, self.images, self.targets, self.stop_step, p_min=p_min, s_max=s_max)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -53,7 +102,119 @@ class FoolingSet:
         """Share of the images that qualify (the attack's yield)."""
         return float(self.success.double().mean())
 
+    def prune(self, p_min: float = 0.9, s_max: int = 100) -> FoolingSet:
+        """The images with ``prob >= p_min`` and ``sparsity <= s_max``, whatever was asked when they were made."""
+        return self[(self.prob >= p_min) & (self.sparsity <= s_max)]
+
+    def bins(self) -> Bins:
+        """The images by the probability of their target."""
+        index = torch.bucketize(
+            self.prob, torch.tensor(EDGES, dtype=self.prob.dtype, device=self.prob.device), right=True
+        )
+        return Bins(index, torch.bincount(index, minlength=len(BINS)))
+
+    def as_dataset(self, classes: int, *, fake: bool = False, split: Split = "train") -> Dataset:
+        """The images labelled with their targets; with `fake`, among twice the classes, with ``target + classes``."""
+        largest = int(self.targets.max()) if len(self) else 0
+        if largest >= classes:
+            raise ValueError(f"classes must be above every target; got {classes}, with a target {largest}")
+        labels, total = (self.targets + classes, 2 * classes) if fake else (self.targets, classes)
+        return Dataset("fooling", split, self.images, labels, total)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write a safetensors file, and beside it a CSV file with a line for each image.
+
+        The columns are target, prob, sparsity, stop_step and success (0 or 1). Each file is written under another name
+        and then renamed, so neither is ever half there; the CSV comes first. Images on a device are written from it.
+
+        Raises
+        ------
+        ValueError
+            If `path` does not end in ``.safetensors``.
+        FileExistsError
+            If one of the two files is there and `overwrite` is False.
+        """
+        from safetensors.torch import save
+
+        path = _safetensors(path)
+        table = path.with_suffix(".csv")
+        for file in (path, table):
+            if file.exists() and not overwrite:
+                raise FileExistsError(f"{file} exists already: choose another path, or pass overwrite=True")
+        columns = ("target", "prob", "sparsity", "stop_step", "success")
+        values = (self.targets, self.prob, self.sparsity, self.stop_step, self.success.int())
+        lines = io.StringIO()
+        writer = csv.writer(lines, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(zip(*(column.tolist() for column in values), strict=True))
+        _put(table, lines.getvalue().encode())
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
+        _put(path, save(tensors, {"format": _FORMAT}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> FoolingSet:
+        """Read what `save` wrote, onto the CPU.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If the file is not a set of fooling images; names it.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = _safetensors(path)
+        try:
+            with safe_open(path, "pt") as file:
+                if (file.metadata() or {}).get("format") != _FORMAT:
+                    raise ValueError(f"{path}: not a set of fooling images ({_FORMAT!r}), by its header")
+                return cls(*(file.get_tensor(name) for name in cls.__dataclass_fields__))
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path}: not a complete safetensors file with a set of fooling images: {error}"
+            ) from error
+
 
 def join(sets: list[FoolingSet]) -> FoolingSet:
     """All sets, one after the other, as one; at least one is needed."""
     return FoolingSet(*(torch.cat(tensors) for tensors in zip(*(s.tensors().values() for s in sets), strict=True)))
+
+
+def balanced_targets(count: int, classes: int) -> Tensor:
+    """Targets 0, 1, ..., classes - 1, 0, 1, ..., int64 (count,): any first part is as balanced as it can be."""
+    _check_counts(count, classes)
+    return torch.arange(count) % classes
+
+
+def random_targets(count: int, classes: int, generator: torch.Generator | None = None) -> Tensor:
+    """Targets drawn uniformly and independently, int64 (count,); a `generator` of None is one with seed 0."""
+    _check_counts(count, classes)
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    return torch.randint(classes, (count,), generator=generator, device=generator.device)
+
+
+def _check_counts(count: int, classes: int) -> None:
+    for name, value, least in (("count", count, 0), ("classes", classes, 1)):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}; got {value}")
+
+
+def _safetensors(path: str | Path) -> Path:
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"path must end in '.safetensors'; got {str(path)!r}")
+    return path
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Write a file in one go: it is there as a whole, or as it was before."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
