@@ -24,6 +24,20 @@ def test_linear_is_the_product(shape: tuple[int, int, int], turned: bool, biased
     torch.testing.assert_close(products.linear(x, weight, bias).double(), right, rtol=1e-5, atol=2e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_packed_weights_give_the_same_product(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    batch, inputs, outputs = shape
+    generator = torch.Generator().manual_seed(batch)
+    x = torch.randn(batch, inputs, generator=generator).to(dtype)
+    weight = torch.randn(inputs, outputs, generator=generator).to(dtype).t()
+    right = (x.double() @ weight.double().t()).float()
+    ours = products.linear(x, products.packed(weight))
+    assert ours.dtype is dtype
+    close = {"rtol": 1e-5, "atol": 2e-4} if dtype is torch.float32 else {"rtol": 1e-2, "atol": 0.5}
+    torch.testing.assert_close(ours.float(), right, **close)
+
+
 def test_large_products_are_left_to_onednn_and_keep_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = torch.ones(128, 784), torch.ones(300, 784)
     x[5, 7] = torch.nan

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sparring.gradients import kernels
 from sparring.gradients.lowered import Lowered
-from sparring.gradients.products import linear
+from sparring.gradients.products import linear, packed
 from sparring.gradients.steps import IDENTITY, Flatten, Linear, Reshape, Step, as_dtype
 
 
@@ -58,7 +58,7 @@ class StackedDense:
         self._key: Any = None
         self._sources: list[Tensor] = []
         self._stacked: list[tuple[Tensor, Tensor | None]] = []
-        self._first: Tensor  # the first layer's weight once more, in another order in memory
+        self._first: tuple[Tensor, Tensor]  # the first layer's weight for the way forward, and for the way back
         self._idle: list[dict[Any, Tensor]] = []
 
     def forward(self, x: Tensor) -> tuple[Tensor, Any]:
@@ -73,7 +73,7 @@ class StackedDense:
             batch, units = x.shape[-2], weight.shape[-2]
             before, after = (None, bias) if fused else (bias, None)
             if i == 0:
-                z = linear(x, self._first, before)
+                z = linear(x, self._first[0], before)
             else:
                 shape = (self.members, batch, units)
                 z = x.new_empty(shape) if i == last else buffers.get(x, shape, i)  # logits leave this step
@@ -85,10 +85,10 @@ class StackedDense:
                 z = (activation or IDENTITY).over(z, after)
             outputs.append(z)
             x = z if i else z.view(batch, self.members, units // self.members).transpose(0, 1)
-        return x, (shapes, outputs, weights, buffers)
+        return x, (shapes, outputs, weights, self._first[1], buffers)
 
     def backward(self, grad: Tensor, saved: Any) -> Tensor:
-        shapes, outputs, weights, buffers = saved
+        shapes, outputs, weights, first, buffers = saved
         members, rows = grad.shape[:2]
         for i in range(len(weights) - 1, -1, -1):
             weight, activation, output = weights[i][0], self.activations[i], outputs[i]
@@ -99,7 +99,7 @@ class StackedDense:
                 blocks = (*grad.shape[:-2], batch, rows // max(1, batch), grad.shape[-1])
                 activation.towards(grad.view(blocks), output)
             if i == 0:
-                grad = linear(grad, weight.t())
+                grad = linear(grad, first)
             elif i == 1:  # written side by side, as the first layer's units are
                 side_by_side = buffers.get(grad, (rows, members, weight.shape[2]), "back", i)
                 grad = torch.bmm(grad, weight, out=side_by_side.transpose(0, 1))
@@ -128,7 +128,7 @@ class StackedDense:
                 bias = None if biases[0] is None else as_dtype(join(biases), x)
                 stacked.append((as_dtype(join(weights), x), bias))
             self._key, self._stacked = key, stacked
-            self._first = stacked[0][0].t().contiguous().t()  # as the way forward has it fastest
+            self._first = packed(stacked[0][0]), packed(stacked[0][0].t())
             self._sources = tensors  # kept, so that no other tensor can have their ids
         return self._stacked
 

@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
-from torch import Tensor, backends, float32, ops
+from torch import Tensor, backends, bfloat16, float32, ops
 from torch.nn import functional as F
 
-# What torch.compile puts in the place of a linear layer on the CPU; without a stable name, so it may be absent.
-_ONEDNN = backends.mkldnn.is_available() and hasattr(ops.mkldnn, "_linear_pointwise")
+# What torch.compile puts in the place of a linear layer on the CPU; its names are not stable, so they may be absent.
+_ONEDNN = bool(backends.mkldnn.is_available()) and all(  # type: ignore[no-untyped-call]
+    hasattr(ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
+)
 
 # From how many outputs and weights on it pays, measured beside MKL. Not from which batch on: an example's rounding
 # should not depend on it.
 _OUTPUTS, _WEIGHTS = 129, 2**16
 
+_BATCH = 128  # that packed weights are laid out for; others are served as well
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x @ weight.T + bias`` for `x` (..., K), `weight` (N, K) and `bias` (N,), without a graph.
-
-    Fastest where ``weight.T`` is contiguous.
-    """
-    fits = _ONEDNN and x.is_cpu and x.dtype is weight.dtype is float32 and x.ndim == 2 and x.is_contiguous()
-    if fits and x.shape[0] and weight.shape[0] >= _OUTPUTS and weight.numel() >= _WEIGHTS:
-        product: Tensor = ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-        return product
+    """``x @ weight.T + bias`` for `x` (..., K), `weight` (N, K), which may be `packed`, and `bias` (N,); no graph."""
+    if weight.is_mkldnn:
+        return _onednn(x.contiguous(), weight, bias) if x.shape[0] else x.new_empty(0, weight.shape[0])
+    if x.ndim == 2 and x.dtype is float32 and _pays(weight) and weight.dtype is float32 and x.shape[0]:
+        return _onednn(x.contiguous(), weight, bias)
     return F.linear(x, weight, bias)
+
+
+def packed(weight: Tensor) -> Tensor:
+    """`weight` (N, K) laid out for many products; to be used by `linear` alone, with `x` (B, K) of its dtype."""
+    if not _pays(weight) or weight.dtype not in (float32, bfloat16):
+        return weight
+    if weight.dtype is bfloat16 and not ops.mkldnn._is_mkldnn_bf16_supported():
+        return weight
+    result: Tensor = ops.mkldnn._reorder_linear_weight(weight.contiguous(), _BATCH)
+    return result
+
+
+def _pays(weight: Tensor) -> bool:
+    return _ONEDNN and weight.is_cpu and weight.shape[0] >= _OUTPUTS and weight.numel() >= _WEIGHTS
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    product: Tensor = ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return product
