@@ -143,13 +143,13 @@ def _jacobian(
     logits, tape = lowered.forward(x, precision)
     if logits.ndim != 2:
         raise ValueError(f"the model must return logits (B, K), but gave shape {tuple(logits.shape)}")
-    chosen = _chosen(classes, logits.shape[1])
+    seeds = torch.eye(logits.shape[1], dtype=logits.dtype, device=x.device)
+    if classes is not None:
+        seeds = seeds[_chosen(classes, logits.shape[1])]
     parts = []
-    for i in range(0, len(chosen), chunk_size):
-        some = torch.tensor(chosen[i : i + chunk_size], device=x.device)
-        seeds = torch.zeros((len(some), logits.shape[1]), dtype=logits.dtype, device=x.device)
-        grad = lowered.backward(seeds.scatter_(1, some[:, None], 1).repeat(x.shape[0], 1), tape)
-        parts.append(grad.to(x.dtype).view(x.shape[0], len(some), *x.shape[1:]))
+    for some in torch.split(seeds, chunk_size) if seeds.shape[0] else ():
+        grad = lowered.backward(some.repeat(x.shape[0], 1), tape)
+        parts.append(_as(grad, x.dtype).view(x.shape[0], some.shape[0], *x.shape[1:]))
     if not parts:
         return x.new_empty((x.shape[0], 0, *x.shape[1:]))
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
@@ -174,9 +174,7 @@ def _check(x: Tensor, precision: str) -> None:
         raise ValueError("x must have a batch dimension (shape (B, ...)), but is a scalar")
 
 
-def _chosen(classes: Sequence[int] | Tensor | None, count: int) -> list[int]:
-    if classes is None:
-        return list(range(count))
+def _chosen(classes: Sequence[int] | Tensor, count: int) -> list[int]:
     chosen = [int(k) for k in classes]
     if any(not 0 <= k < count for k in chosen):
         raise ValueError(f"classes must lie in 0 ... {count - 1}; got {chosen}")
