@@ -205,6 +205,18 @@ def test_hidden_layers_of_a_model_that_applies_functions(start: Tensor) -> None:
         assert torch.equal(one.images, other.images)
 
 
+def test_the_penalty_has_no_slope_at_zero() -> None:
+    """Of a black image that a module passes on, every entry is 0: the first step is that without the penalty."""
+    model = nn.Sequential(nn.Identity(), nn.Flatten(), nn.Linear(64, 10, bias=False)).double()
+    model[2].weight.data = torch.randn(10, 64, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    one, other = (
+        recover(model, TARGETS, SHAPE, steps=1, start="black", lam=50.0, penalty=penalty, p_min=1.0)
+        for penalty in ({"0": 1.0}, "none")
+    )
+    assert (one.sparsity > 0).all()
+    torch.testing.assert_close(one.images, other.images, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("method", ["adam", "l1"])
 def test_hooks_are_removed_and_the_batch_does_not_matter(digits_network: Any, method: Any) -> None:
     model = deepcopy(digits_network("cnn")).double()
@@ -275,6 +287,17 @@ def test_from_a_start_without_a_gradient_images_begin_again(method: Any) -> None
         torch.testing.assert_close(other.images, found.images[: len(other)], rtol=0, atol=1e-9)
         assert torch.equal(other.restarts, found.restarts[: len(other)])
         assert torch.equal(other.stop_step, found.stop_step[: len(other)])
+
+
+@pytest.mark.parametrize("method", ["adam", "l1"])
+def test_what_is_masked_stays_black_where_images_begin_again(method: Any) -> None:
+    mask = torch.rand(8, *SHAPE, generator=torch.Generator().manual_seed(2)) < 0.6
+    found = recover(
+        dead_on_black(), torch.arange(8), SHAPE, method=method, start="black", steps=100, s_max=12, lam=0.1, mask=mask
+    )
+    assert (found.restarts >= 1).all()
+    assert found.success.all()
+    assert (found.images[~mask] == 0).all()
 
 
 def test_only_images_without_a_gradient_begin_again() -> None:

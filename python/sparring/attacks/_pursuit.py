@@ -94,8 +94,9 @@ def pursue(
 
 def _without_direction(grad: Tensor) -> Tensor:
     """Which images (bool (B,)) have a gradient that is zero, or not finite, at every entry."""
-    steepest: Tensor = torch.linalg.vector_norm(grad.flatten(1), math.inf, dim=1)
-    doubtful: Tensor = ~((steepest > 0) & (steepest < math.inf))
+    # The quickest norm tells most apart; entries whose squares are rounded to zero, or overflow, are looked at below.
+    length: Tensor = torch.linalg.vector_norm(grad.flatten(1), dim=1)
+    doubtful: Tensor = ~((length > 0) & (length < math.inf))
     part = grad[doubtful]
     doubtful[doubtful.clone()] = ~(part.isfinite() & (part != 0)).flatten(1).any(1)
     return doubtful
