@@ -110,6 +110,18 @@ def attack_table(records: list[Record]) -> str:
     return grid(rows)
 
 
+def generator_table(record: Record) -> str:
+    """Generators of fooling images on one network: what they made, and how long it took."""
+    rows = [["", f"qualify, of {record['shape'][0]}", "gradients an image", "time", "CPU time"]]
+    for entry in record["generators"]:
+        label = f"**{entry['name']}**" if entry["name"].startswith("ours") else entry["name"]
+        bound = ">= " if entry["at_least"] else ""
+        times = [bound + number(entry[field]) + "x" for field in ("ratio", "cpu_ratio")]
+        made = number(sum(entry["qualify"]) / len(entry["qualify"]))
+        rows.append([label, made, number(entry["gradients"]), *times])
+    return grid(rows)
+
+
 def render(records: list[Record], spread: bool = False) -> str:
     """All tables of one machine."""
     parts = []
@@ -120,9 +132,13 @@ def render(records: list[Record], spread: bool = False) -> str:
         where = f"CPU, {' / '.join(threads)} thread{'s' * (threads != ['1'])}" if threads else "CUDA"
         parts.append(f"**`{op.split(',')[0]}`**{op[len(op.split(',')[0]) :]} ({where}):\n\n{table_of(group, spread)}")
     for network in ordered(r["network"] for r in records if "attacks" in r):
-        group = [r for r in records if r.get("network") == network]
+        group = [r for r in records if "attacks" in r and r["network"] == network]
         about = f"L1 attacks on `{network}`, {group[0]['shape'][0]} images, {group[0]['steps']} steps"
         parts.append(f"**{about}** (CPU, {group[0]['threads']} threads):\n\n{attack_table(group)}")
+    for record in (r for r in records if "generators" in r):
+        about = f"Fooling images of `{record['network']}`, at most {record['steps']} steps"
+        share = f"the network's share of the plain loop: {100 * record['network_share']:.0f} %"
+        parts.append(f"**{about}** (CPU, threads: {record['threads']}; {share}):\n\n{generator_table(record)}")
     calls = [r for r in records if "microseconds" in r and "peers" not in r]
     if calls:
         parts.append(latency_table(calls))
@@ -151,6 +167,15 @@ def requirements(records: list[Record]) -> list[str]:
                 left = sum(entry["robust"]) / len(entry["robust"])
                 word = "PASS " if left <= record["limit_robust"] else "below"
                 lines.append(f"{word} {where}{threads}: {left:.4f} left standing, at most {record['limit_robust']}")
+        for entry in record.get("generators", []):
+            for field in (field for field in ("ratio", "adam_ratio") if "adam_ratio" in entry):
+                required = record["required"][field]
+                word = "PASS " if entry[field] >= required else "below"
+                than = "ours: l1" if field == "ratio" else "ours: adam"
+                lines.append(
+                    f"{word} {where}{threads}: {entry['name']} takes {number(entry[field])}x as long as {than}, "
+                    f"at least {number(required)}x"
+                )
         if "limit" in record:
             median = record["microseconds"]["median"]
             word = "PASS " if median <= record["limit"] else "below"
