@@ -172,7 +172,7 @@ def test_judged_by_another_network(images: FoolingSet) -> None:
 @pytest.mark.parametrize("name", get_args(GeneratorName))
 def test_every_process_behind_one_interface(name: GeneratorName) -> None:
     """A linear model of 3 classes: each process makes every image, in the budget, the same for the same generator."""
-    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3, bias=False))
     model[1].weight.data = 3 * torch.randn(3, 36, generator=torch.Generator().manual_seed(0))
     generate = generator_named(name, p_min=0.8, s_max=20, steps=60)
     targets = balanced_targets(6, 3)
