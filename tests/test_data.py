@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from sparring import data
-from sparring.data import Dataset, load, read_idx
+from sparring.data import Dataset, halves, load, read_idx
 
 TRAIN = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 
@@ -178,6 +178,50 @@ def test_cifar_is_read_plane_by_plane_from_all_batches(tmp_path: Path) -> None:
         assert (train.images[:, channel] == torch.tensor(value, dtype=torch.float32) / 255).all()
 
 
+def test_whether_bytes_are_the_official_ones(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load("digits").official is True
+    other = load("mnist", folder, verify=False)
+    assert (other.official, other.note) == (False, "not the official files, by their MD5")
+    (tmp_path / "data_batch_1.bin").write_bytes(cifar_batch(2))
+    short = load("cifar10", tmp_path)
+    assert short.official is False
+    assert "data_batch_1.bin holds 2 images in place of 10000" in short.note
+
+    monkeypatch.setattr(data, "CIFAR_BATCH", 2)  # as if files of two images were the official ones
+    assert load("cifar10", tmp_path).official is False
+    assert (
+        "data_batch_1.bin holds [0, 0, 0, 2, 0, 0, 0, 0, 0, 0] images of the classes" in load("cifar10", tmp_path).note
+    )
+    monkeypatch.setitem(data.CIFAR_COUNTS, "data_batch_1.bin", [0, 0, 0, 2, 0, 0, 0, 0, 0, 0])
+    alike = load("cifar10", tmp_path)
+    assert alike.official is None
+    assert "not verified" in alike.note
+    assert alike[:1].note == alike.note
+
+
+def test_known_counts_of_cifar_are_of_whole_files() -> None:
+    assert [sum(counts) for counts in data.CIFAR_COUNTS.values()] == [data.CIFAR_BATCH] * 2
+
+
+def test_lifted_images_are_nowhere_black(folder: Path, pixels: np.ndarray) -> None:
+    plain, lifted = load("mnist", folder, verify=False), load("mnist-non-sparse", folder, verify=False)
+    wanted = np.minimum(pixels / 255 + 0.3, 1)
+    assert lifted.name == "mnist-non-sparse"
+    assert np.allclose(lifted.images[:, 0].numpy(), wanted, atol=1e-6)
+    assert lifted.images.dtype == torch.float32
+    assert torch.equal(lifted.labels, plain.labels)
+    assert (lifted.official, lifted.note) == (
+        False, "not the official files, by their MD5; 0.3 added to every entry, then clamped to [0, 1]",
+    )  # fmt: skip
+    assert load("digits-non-sparse", split="test").images.min() == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("by", [0.0, 1.0, -0.1, float("nan")])
+def test_a_lift_that_makes_no_sense_is_refused(by: float) -> None:
+    with pytest.raises(ValueError, match="by must be between 0 and 1"):
+        load("digits").lifted(by)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -200,7 +244,10 @@ def test_cifar_without_batches_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "imagenet"}, "name must be one of digits, mnist, cifar10; got 'imagenet'"),
+        (
+            {"name": "imagenet"},
+            "name must be one of digits, digits-non-sparse, mnist, mnist-non-sparse, cifar10; got 'imagenet'",
+        ),
         ({"name": "digits", "split": "valid"}, "split must be 'train' or 'test', got 'valid'"),
         ({"name": "digits", "data_dir": "."}, "data_dir must be None for 'digits'"),
         ({"name": "cifar10"}, "data_dir must be given for 'cifar10'"),
@@ -254,10 +301,21 @@ def test_the_official_mnist_passes_the_check(shared: Path) -> None:
     assert (len(train), len(test)) == (60000, 10000)
     assert train.labels.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert float(train.images.mean()) == pytest.approx(0.1307, abs=1e-4)  # the figure used everywhere to normalise it
+    assert train.official
+    assert test.official
+
+    both = halves(train)
+    assert [len(part) for part in (both.train_a, both.valid_a, both.train_b, both.valid_b)] == [25000, 5000] * 2
 
 
 @pytest.mark.shared
 def test_cifar_files_are_read(shared: Path) -> None:
-    test = load("cifar10", shared / "data" / "cifar10", "test")
+    train, test = (load("cifar10", shared / "data" / "cifar10", split) for split in ("train", "test"))
+    assert train.labels.bincount().tolist() == [1000] * 10
     assert test.labels.bincount().tolist() == [200] * 10
-    assert float(test.images.mean()) == pytest.approx(0.473, abs=0.02)
+    for part in (train, test):
+        assert part.input_shape == (3, 32, 32)
+        assert part.images.mean((0, 2, 3)).tolist() == pytest.approx([0.491, 0.482, 0.447], abs=0.02)  # of all CIFAR-10
+        assert part.official is False
+    assert "data_batch_1.bin holds [1000, 1000," in train.note
+    assert "test_batch.bin holds 2000 images in place of 10000" in test.note

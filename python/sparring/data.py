@@ -8,16 +8,22 @@ import struct
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparring.halves import Halves, halves
+
+__all__ = ["NAMES", "Dataset", "Halves", "Split", "halves", "load", "read_idx"]
+
 Split = Literal["train", "test"]
 
-NAMES = ("digits", "mnist", "cifar10")
+NON_SPARSE = "-non-sparse"
+
+NAMES = ("digits", "digits-non-sparse", "mnist", "mnist-non-sparse", "cifar10")
 
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 
@@ -42,6 +48,21 @@ MNIST_FILES: dict[Split, tuple[MnistFile, MnistFile]] = {
     ),
 }
 
+CIFAR_BATCH = 10_000
+"""Images in each of CIFAR-10's official files."""
+
+CIFAR_COUNTS = {
+    "data_batch_1.bin": [1005, 974, 1032, 1016, 999, 937, 1030, 1001, 1025, 981],
+    "test_batch.bin": [1000] * 10,
+}
+"""Images of each class in official files of CIFAR-10. No checksum is published of the files themselves, only of their
+archive, so these tell that a file is another one, but not that it is the official one."""
+
+
+class _Origin(NamedTuple):
+    official: bool | None
+    note: str
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -57,6 +78,10 @@ class Dataset:
         int64 (N,), every entry in [0, classes).
     classes
         Number of classes.
+    official
+        Whether they are from the official files, byte for byte; None where that cannot be told.
+    note
+        One line on that, to be shown beside any figure measured on them.
     """
 
     name: str
@@ -64,6 +89,8 @@ class Dataset:
     images: Tensor
     labels: Tensor
     classes: int
+    official: bool | None = None
+    note: str = ""
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -97,6 +124,18 @@ class Dataset:
             )
         return self[order[_rank_in_class(labels, self.classes) < quota[labels]]]
 
+    def lifted(self, by: float = 0.3) -> Dataset:
+        """Return the images as ``clamp(x + by, 0, 1)``: no entry is black, so none of them is sparse."""
+        if not 0 < by < 1:
+            raise ValueError(f"by must be between 0 and 1, both excluded; got {by}")
+        note = f"{by:g} added to every entry, then clamped to [0, 1]"
+        return replace(
+            self,
+            name=self.name + NON_SPARSE,
+            images=(self.images + by).clamp(0, 1),
+            note=f"{self.note}; {note}" if self.note else note,
+        )
+
     def to(self, device: torch.device | str) -> Dataset:
         """Return the same data on `device`."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
@@ -109,7 +148,7 @@ def load(name: str, data_dir: str | Path | None = None, split: Split = "train", 
     ----------
     name
         "digits" (1797 images of 8x8 that come with scikit-learn; every fifth image of each class is the test split),
-        "mnist", or "cifar10".
+        "mnist", or "cifar10"; "digits-non-sparse" and "mnist-non-sparse" are these after :meth:`Dataset.lifted`.
     data_dir
         Folder with the official files, plain or gzipped: the four IDX files of MNIST, or `data_batch_*.bin` and
         `test_batch.bin` of CIFAR-10's binary version (all the training batches that are there are read).
@@ -117,8 +156,9 @@ def load(name: str, data_dir: str | Path | None = None, split: Split = "train", 
     split
         "train" or "test".
     verify
-        Compare MNIST's content with the official MD5. False accepts other data in MNIST's files and format.
-        CIFAR-10's content is never compared, only its layout checked.
+        Refuse MNIST's files unless their content has the official MD5. False accepts other data in their format.
+        CIFAR-10's files are accepted whenever the layout is right. What is known of the bytes is in
+        :attr:`Dataset.official` and :attr:`Dataset.note`.
 
     Raises
     ------
@@ -129,6 +169,10 @@ def load(name: str, data_dir: str | Path | None = None, split: Split = "train", 
     """
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    if name not in NAMES:
+        raise ValueError(f"name must be one of {', '.join(NAMES)}; got {name!r}")
+    if name.endswith(NON_SPARSE):
+        return load(name.removesuffix(NON_SPARSE), data_dir, split, verify=verify).lifted()
     folder = None if data_dir is None else Path(data_dir)
     if name == "digits":
         if folder is not None:
@@ -136,11 +180,9 @@ def load(name: str, data_dir: str | Path | None = None, split: Split = "train", 
         return _digits(split)
     if name == "mnist":
         return _mnist(folder, split, verify)
-    if name == "cifar10":
-        if folder is None:
-            raise ValueError("data_dir must be given for 'cifar10': a folder with data_batch_*.bin and test_batch.bin")
-        return _cifar10(folder, split)
-    raise ValueError(f"name must be one of {', '.join(NAMES)}; got {name!r}")
+    if folder is None:
+        raise ValueError("data_dir must be given for 'cifar10': a folder with data_batch_*.bin and test_batch.bin")
+    return _cifar10(folder, split)
 
 
 def read_idx(path: str | Path, dimensions: int) -> np.ndarray:
@@ -154,19 +196,21 @@ def _digits(split: Split) -> Dataset:
 
     pixels, labels = load_digits(return_X_y=True)
     images = torch.from_numpy(pixels).reshape(-1, 1, 8, 8).to(torch.float32) / 16
-    whole = Dataset("digits", split, images, torch.from_numpy(labels).to(torch.int64), 10)
+    whole = Dataset("digits", split, images, torch.from_numpy(labels).to(torch.int64), 10, True, "as in scikit-learn")
     is_test = _rank_in_class(whole.labels, whole.classes) % 5 == 4
     return whole[is_test if split == "test" else ~is_test]
 
 
 def _mnist(folder: Path | None, split: Split, verify: bool) -> Dataset:
     contents = []
+    official = True
     for file, dimensions in zip(MNIST_FILES[split], (3, 1), strict=True):
         path = _download(file) if folder is None else _find(folder, file.name)
         content = _content(path)
         contents.append(_parse_idx(path, content, dimensions))
         digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
-        if verify and digest != file.content_md5:
+        official &= digest == file.content_md5
+        if verify and not official:
             raise ValueError(
                 f"{path}: the content's MD5 is {digest}, expected {file.content_md5} of the official {file.name}; "
                 "verify=False accepts other data in this format"
@@ -174,13 +218,14 @@ def _mnist(folder: Path | None, split: Split, verify: bool) -> Dataset:
     images, labels = contents
     if len(images) != len(labels):
         raise ValueError(f"{path}: holds {len(labels)} labels, expected {len(images)}, one for each image")
-    return _dataset("mnist", split, images[:, None], labels, path)
+    origin = _Origin(official, f"{'' if official else 'not '}the official files, by their MD5")
+    return _dataset("mnist", split, images[:, None], labels, path, origin)
 
 
 def _cifar10(folder: Path, split: Split) -> Dataset:
     record = 1 + 3 * 32 * 32  # the label, then the red, green and blue planes
     paths = [_find(folder, "test_batch.bin")] if split == "test" else _train_batches(folder)
-    batches = []
+    batches, differences = [], []
     for path in paths:
         content = _content(path)
         if not content or len(content) % record:
@@ -190,16 +235,33 @@ def _cifar10(folder: Path, split: Split) -> Dataset:
         batches.append(np.frombuffer(content, np.uint8).reshape(-1, record))
         if batches[-1][:, 0].max() > 9:
             raise ValueError(f"{path}: holds the label {batches[-1][:, 0].max()}, expected labels from 0 to 9")
+        differences += _differences(path.name.removesuffix(".gz"), batches[-1][:, 0])
     records = np.concatenate(batches)
-    return _dataset("cifar10", split, records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0], paths[0])
+    origin = (
+        _Origin(False, f"not the official files: {'; '.join(differences)}")
+        if differences
+        else _Origin(None, "not verified to be the official files, of which no checksum is published")
+    )
+    return _dataset("cifar10", split, records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0], paths[0], origin)
 
 
-def _dataset(name: str, split: Split, images: np.ndarray, labels: np.ndarray, label_file: Path) -> Dataset:
+def _differences(name: str, labels: np.ndarray) -> list[str]:
+    """What tells a file from CIFAR-10's official one of that name."""
+    if len(labels) != CIFAR_BATCH:
+        return [f"{name} holds {len(labels)} images in place of {CIFAR_BATCH}"]
+    counts = np.bincount(labels, minlength=10).tolist()
+    if counts != CIFAR_COUNTS.get(name, counts):
+        return [f"{name} holds {counts} images of the classes in place of {CIFAR_COUNTS[name]}"]
+    return []
+
+
+def _dataset(
+    name: str, split: Split, images: np.ndarray, labels: np.ndarray, label_file: Path, origin: _Origin
+) -> Dataset:
     if labels.size and labels.max() > 9:
         raise ValueError(f"{label_file}: holds the label {labels.max()}, expected labels from 0 to 9")
-    return Dataset(
-        name, split, torch.from_numpy(images.astype(np.float32)) / 255, torch.from_numpy(labels.astype(np.int64)), 10
-    )
+    pixels = torch.from_numpy(images.astype(np.float32)) / 255
+    return Dataset(name, split, pixels, torch.from_numpy(labels.astype(np.int64)), 10, *origin)
 
 
 def _rank_in_class(labels: Tensor, classes: int) -> Tensor:
