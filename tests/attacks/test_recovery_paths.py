@@ -342,7 +342,37 @@ def test_an_image_that_goes_nowhere_begins_again(digits_network: Any) -> None:
     assert (found.images != 0).flatten(1).any(1).all()
 
 
-def test_restarts_are_bounded_and_the_last_ones_go_by_the_margin() -> None:
+class Gated(nn.Module):
+    """Logits that are all 0 up to a total brightness of 8, and beyond it grow with random weights."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        weight = torch.randn(64, 10, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+        bright = images.flatten(1).double()
+        return (bright.sum(1, keepdim=True) - 8).relu() * (bright @ weight)
+
+
+@pytest.mark.parametrize("method", ["adam", "l1"])
+def test_the_second_restart_goes_by_the_margin_as_if_it_were_the_start(method: Any) -> None:
+    """Black and the first noise, of 10 entries, are below the gate; the second, of 20, is above it."""
+    options: dict[str, Any] = {
+        "method": method, "steps": 8, "p_min": 1.0, "s_max": 20, "lr": 0.2, "floor": 0.0, "penalty": "none",
+    }  # fmt: skip
+    model = Watched(Gated()).double()
+    begin = torch.zeros(6, *SHAPE, dtype=torch.float64)
+    model.register_buffer("dtype", begin[0])  # so that images are in float64
+    found = recover(model, TARGETS, SHAPE, start=begin, restarts=2, **options)
+    assert found.restarts.tolist() == [2] * 6
+    path = [seen for seen in model.seen if len(seen) == 6][-10:-1]
+    assert [int((image != 0).sum()) for image in path[:3]] == [0, 60, 120]
+    for loss in ("margin", "ce"):
+        model.seen.clear()
+        recover(model, TARGETS, SHAPE, start=path[2], loss=loss, restarts=0, **(options | {"steps": 6}))
+        again = [seen for seen in model.seen if len(seen) == 6][-8:-1]
+        alike = all(torch.allclose(one, other, rtol=0, atol=1e-12) for one, other in zip(path[2:], again, strict=True))
+        assert alike == (loss == "margin")
+
+
+def test_restarts_are_bounded() -> None:
     """A model that never has a gradient: as many restarts as allowed, and the best image is still returned."""
 
     class Dead(nn.Module):
