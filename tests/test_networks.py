@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import sparring as sp
 from sparring import data
-from sparring.networks import NETWORKS, build, cnn, lenet5, load_weights, mlp
+from sparring.networks import NETWORKS, MaxNorm, ResNet18, build, cnn, lenet5, load_weights, mlp
 
 
 def parameters(network: nn.Module) -> int:
@@ -33,6 +34,126 @@ def test_layers_are_those_of_the_sources() -> None:
     assert [layer.p for layer in cnn((1, 28, 28), 10) if isinstance(layer, nn.Dropout)] == [0.25, 0.5]
     assert parameters(cnn((1, 28, 28), 10)) == 1_199_882  # the figure Keras prints for this network
     assert sizes(lenet5((1, 28, 28), 10)) == [(32, 1, 3, 3), (64, 32, 3, 3), (200, 3136), (10, 200)]
+    units = [layer for layer in build("maxnorm", (1, 28, 28), 20) if not isinstance(layer, nn.Flatten)]
+    assert [type(layer) for layer in units] == [MaxNorm, nn.Linear, nn.ReLU, MaxNorm, nn.Linear]
+    assert [tuple(layer.v.shape) for layer in units if isinstance(layer, MaxNorm)] == [(512, 784), (256, 512)]
+    assert [layer.out_features for layer in units if isinstance(layer, nn.Linear)] == [512, 20]
+
+
+def test_maxnorm_units_begin_as_the_source_says() -> None:
+    unit = build("maxnorm", (1, 28, 28), 10).maxnorm1
+    assert 0 <= unit.d.min() < 0.2
+    assert 9.8 < unit.d.max() <= 10
+    assert float(unit.v.mean()) == pytest.approx(0, abs=0.01)
+    assert float(unit.v.std()) == pytest.approx(1, abs=0.01)
+    assert (unit.s == 1).all()
+
+
+def test_a_resnet18_is_the_one_for_small_images() -> None:
+    network = build("resnet18", (3, 32, 32), 10)
+    assert parameters(network) == 11_173_962  # with ten classes, as it is printed everywhere
+    assert network.conv1.stride == (1, 1)
+    sizes = []
+    for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
+        stage.register_forward_hook(lambda _module, _inputs, output: sizes.append(tuple(output.shape[1:])))
+    network.eval()(torch.rand(1, 3, 32, 32))
+    assert sizes == [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4)]
+    assert (
+        parameters(build("resnet18-16", (3, 32, 32), 10)) == parameters(ResNet18((3, 32, 32), 10, width=16)) < 800_000
+    )
+
+
+def test_a_block_whose_convolutions_are_zero_is_its_shortcut() -> None:
+    network = ResNet18((3, 8, 8), 10, width=4).eval()
+    x = torch.rand(2, 4, 8, 8)
+    for block in (network.layer1[0], network.layer2[0]):
+        for convolution in (block.conv1, block.conv2):
+            nn.init.zeros_(convolution.weight)
+    assert torch.equal(network.layer1[0](x), x)
+    convolution, norm = network.layer2[0].shortcut
+    assert torch.equal(network.layer2[0](x), torch.relu(norm(convolution(x))))
+
+
+@pytest.mark.parametrize("name", ["resnet18-16", "maxnorm"])
+def test_networks_of_unknown_layers_have_input_gradients(name: str) -> None:
+    network = build(name, (3, 8, 8), 10).eval()
+    x, y = torch.rand(5, 3, 8, 8, requires_grad=True), torch.arange(5)
+    (wanted,) = torch.autograd.grad(nn.functional.cross_entropy(network(x), y, reduction="sum"), x)
+    assert wanted.abs().sum() > 0
+    assert torch.allclose(sp.input_grad(network, x.detach(), y).grad, wanted, atol=1e-6)
+
+
+def plain_maxnorm(unit: MaxNorm, x: torch.Tensor) -> torch.Tensor:
+    distances = (x[:, None] - unit.v).abs() / unit.s.abs()
+    return torch.relu(unit.d - distances.amax(2))
+
+
+def maxnorm_unit(inputs: int, units: int, budget: int = 2**18) -> MaxNorm:
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(inputs + units)
+        unit = MaxNorm(inputs, units, budget=budget).double()
+        nn.init.normal_(unit.s, 0, 2)
+        nn.init.uniform_(unit.d, 0, 30)  # some units on, some off
+    return unit
+
+
+@pytest.mark.parametrize("budget", [1, 11, 12, 50, 2**18])
+def test_maxnorm_units_are_their_formula_whatever_the_budget(budget: int) -> None:
+    unit = maxnorm_unit(11, 7, budget)
+    x = torch.rand(5, 11, dtype=torch.float64)
+    wanted = plain_maxnorm(unit, x)
+    assert 0 < (wanted > 0).sum() < wanted.numel()
+    assert torch.allclose(unit(x), wanted, rtol=1e-12)
+    assert torch.equal(unit(x[3:]), unit(x)[3:])
+    assert unit(x[:0]).shape == (0, 7)
+
+
+def test_a_maxnorm_unit_by_hand() -> None:
+    unit = MaxNorm(2, 3)
+    unit.load_state_dict(
+        {
+            "d": torch.tensor([3.0, 1.0, 2.0]),
+            "v": torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 1.0]]),
+            "s": torch.tensor([[1.0, -0.5], [1.0, 1.0], [0.0, 1.0]]),
+        }
+    )
+    assert unit(torch.tensor([[0.5, 0.0]])).tolist() == [[1.0, 0.0, 0.0]]  # the scale 0 leaves only the point itself
+    x = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    out = unit(x)
+    assert out.tolist() == [[1.0, 0.0, 1.0]]
+    out.sum().backward()
+    assert x.grad.tolist() == [[0.0, 3.0]]  # 1 / .5 of the first unit, and 1 of the third
+    assert unit.d.grad.tolist() == [1.0, 0.0, 1.0]
+    assert unit.s.grad.tolist() == [[0.0, -4.0], [0.0, 0.0], [0.0, 1.0]]
+
+
+def test_a_scale_of_zero_leaves_finite_gradients() -> None:
+    unit = maxnorm_unit(4, 3)
+    nn.init.zeros_(unit.s)
+    x = torch.stack([torch.rand(4, dtype=torch.float64), unit.v[0].detach()]).requires_grad_()
+    out = unit(x)
+    assert out[1, 0] == unit.d[0]
+    out.sum().backward()
+    assert all(torch.isfinite(tensor.grad).all() for tensor in (x, *unit.parameters()))
+    assert (unit.s.grad == 0).all()
+
+
+def test_maxnorm_gradients_are_those_of_differences() -> None:
+    unit = maxnorm_unit(6, 5, budget=20)
+    x = torch.rand(3, 6, dtype=torch.float64, requires_grad=True)
+
+    def output(x: torch.Tensor, d: torch.Tensor, v: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(unit, {"d": d, "v": v, "s": s}, (x,))
+
+    assert torch.autograd.gradcheck(output, (x, unit.d, unit.v, unit.s))
+
+
+def test_a_maxnorm_layer_never_holds_all_distances() -> None:
+    unit = MaxNorm(500, 300, budget=20_000)  # all distances would be 15 million numbers
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        unit(torch.rand(100, 500))
+    largest = max(event.self_cpu_memory_usage for event in profile.events())
+    assert largest <= 4 * 500 * 300  # the weights 1 / |s|
 
 
 def test_an_mlp_has_no_relu_after_its_last_layer() -> None:
@@ -62,6 +183,10 @@ def test_one_generator_gives_different_networks_in_turn() -> None:
         (lambda: build("mlp", (1, 8, 8), 0), "outputs must be positive, got 0"),
         (lambda: build("cnn", (1, 5, 8), 10), r"input_shape must be \(C, H, W\) with H and W at least 6"),
         (lambda: build("lenet5", (8, 8), 10), r"input_shape must be \(C, H, W\)"),
+        (lambda: build("resnet18", (32, 32), 10), r"input_shape must be \(C, H, W\)"),
+        (lambda: ResNet18((3, 8, 8), 10, width=0), "width must be positive, got 0"),
+        (lambda: MaxNorm(0, 5), "inputs must be positive, got 0"),
+        (lambda: MaxNorm(5, 5, budget=0), "budget must be positive, got 0"),
         (lambda: mlp((5,)), "sizes must be at least two positive numbers"),
         (lambda: mlp((5, 0, 2)), "sizes must be at least two positive numbers"),
     ],

@@ -1,7 +1,7 @@
-"""Networks of the experiments: multilayer perceptrons and small convolutional networks, for images of any shape.
+"""Networks of the experiments: perceptrons, small convolutional networks and a ResNet, for images of any shape.
 
 All return logits (B, outputs) for images (B, C, H, W). Layers with weights are named `conv1`, `conv2`, ..., `linear1`,
-`linear2`, ..., which are the names in a file of weights.
+`linear2`, ..., which are the names in a file of weights; those of :class:`ResNet18` are said there.
 """
 
 from __future__ import annotations
@@ -9,11 +9,15 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+SMALLEST_SCALE = 1e-6  # of max-norm units
 
 
 def mlp(sizes: Sequence[int]) -> nn.Sequential:
@@ -71,6 +75,116 @@ def lenet5(input_shape: Sequence[int], outputs: int) -> nn.Sequential:
     )
 
 
+class MaxNorm(nn.Module):
+    """Units that fire near a point: ``max(0, d_u - max_i |x_i - v_ui| / |s_ui|)``, (B, inputs) to (B, units).
+
+    Trained are the reach `d` (units,), at first uniform in [0, 10], the points `v` (units, inputs), at first standard
+    normal, and the scales `s` (units, inputs), at first 1. A scale below 1e-6 in absolute value counts as 1e-6 and gets
+    no gradient: the unit then fires only at its point, and nothing is divided by zero.
+
+    Only the input that decides a unit has a gradient; of several equally far ones the first. The
+    (B, units, inputs) distances never exist at once, only `budget` of them, or those of one unit if that is more.
+    """
+
+    def __init__(self, inputs: int, units: int, *, budget: int = 2**18) -> None:
+        super().__init__()
+        for name, value in (("inputs", inputs), ("units", units), ("budget", budget)):
+            if value < 1:
+                raise ValueError(f"{name} must be positive, got {value}")
+        self.budget = budget
+        self.d = nn.Parameter(10 * torch.rand(units))
+        self.v = nn.Parameter(torch.randn(units, inputs))
+        self.s = nn.Parameter(torch.ones(units, inputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        farthest = self._farthest(x.detach())
+        at = (torch.arange(len(self.v), device=x.device), farthest)
+        distance = (x.gather(1, farthest) - self.v[at]).abs() / self.s[at].abs().clamp(min=SMALLEST_SCALE)
+        return torch.relu(self.d - distance)
+
+    @torch.no_grad()
+    def _farthest(self, x: Tensor) -> Tensor:
+        """int64 (B, units): the input that decides each unit."""
+        units, inputs = self.v.shape
+        weight = self.s.abs().clamp(min=SMALLEST_SCALE).reciprocal()
+        step = min(units, max(1, self.budget // inputs))  # units at a time, and with them so many rows:
+        rows = max(1, self.budget // (step * inputs))
+        parts = []
+        for some in torch.split(x, rows):
+            distances = [
+                (some[:, None] - v).abs_().mul_(w).argmax(2)
+                for v, w in zip(torch.split(self.v, step), torch.split(weight, step), strict=True)
+            ]
+            parts.append(torch.cat(distances, 1))
+        return torch.cat(parts) if parts else x.new_zeros((0, units), dtype=torch.int64)
+
+
+def maxnorm(input_shape: Sequence[int], outputs: int) -> nn.Sequential:
+    """Return 512 max-norm units, Dense512 with ReLU, 256 max-norm units, Dense."""
+    inputs = math.prod(input_shape)
+    return nn.Sequential(
+        OrderedDict[str, nn.Module](
+            flatten=nn.Flatten(),
+            maxnorm1=MaxNorm(inputs, 512),
+            linear1=nn.Linear(512, 512),
+            relu1=nn.ReLU(),
+            maxnorm2=MaxNorm(512, 256),
+            linear2=nn.Linear(256, outputs),
+        )
+    )
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with batch normalisation, around which the input goes unchanged, or through a 1x1 one."""
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.shortcut = (
+            nn.Sequential()
+            if stride == 1 and channels == width
+            else nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        inside = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        return torch.relu(inside + self.shortcut(x))
+
+
+class ResNet18(nn.Module):
+    """ResNet-18 in its form for small images (He et al. 2016, without the first stride and the max-pool).
+
+    A 3x3 convolution, four stages of two blocks with `width`, 2, 4 and 8 times `width` channels, the later three of
+    which halve the image, the mean over the image, Dense. Its layers with weights are `conv1`, `bn1`, `layer1.0.conv1`, ...,
+    `layer4.1.bn2`, `linear`, and `layer2.0.shortcut.0` and `.1` where a stage begins.
+    """
+
+    def __init__(self, input_shape: Sequence[int], outputs: int, width: int = 64) -> None:
+        super().__init__()
+        channels, _, _ = _image_shape(input_shape, smallest=1)
+        if width < 1:
+            raise ValueError(f"width must be positive, got {width}")
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer1 = self._stage(width, width, 1)
+        self.layer2 = self._stage(width, 2 * width, 2)
+        self.layer3 = self._stage(2 * width, 4 * width, 2)
+        self.layer4 = self._stage(4 * width, 8 * width, 2)
+        self.linear = nn.Linear(8 * width, outputs)
+
+    @staticmethod
+    def _stage(channels: int, width: int, stride: int) -> nn.Sequential:
+        return nn.Sequential(BasicBlock(channels, width, stride), BasicBlock(width, width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return cast(Tensor, self.linear(x.mean((2, 3))))
+
+
 def _perceptron(*hidden: int) -> Callable[[Sequence[int], int], nn.Module]:
     return lambda input_shape, outputs: mlp((math.prod(input_shape), *hidden, outputs))
 
@@ -81,6 +195,9 @@ NETWORKS: dict[str, Callable[[Sequence[int], int], nn.Module]] = {
     "mlp-300-100": _perceptron(300, 100),
     "cnn": cnn,
     "lenet5": lenet5,
+    "maxnorm": maxnorm,
+    "resnet18": ResNet18,
+    "resnet18-16": partial(ResNet18, width=16),
 }
 
 
