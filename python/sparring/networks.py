@@ -82,8 +82,8 @@ class MaxNorm(nn.Module):
     normal, and the scales `s` (units, inputs), at first 1. A scale below 1e-6 in absolute value counts as 1e-6 and gets
     no gradient: the unit then fires only at its point, and nothing is divided by zero.
 
-    Only the input that decides a unit has a gradient; of several equally far ones the first. The
-    (B, units, inputs) distances never exist at once, only `budget` of them, or those of one unit if that is more.
+    Only the input that decides a unit has a gradient; of several equally far ones the first. The (B, units, inputs)
+    distances never exist at once, only `budget` of them, or those of one unit if that is more.
     """
 
     def __init__(self, inputs: int, units: int, *, budget: int = 2**18) -> None:
@@ -116,7 +116,7 @@ class MaxNorm(nn.Module):
                 for v, w in zip(torch.split(self.v, step), torch.split(weight, step), strict=True)
             ]
             parts.append(torch.cat(distances, 1))
-        return torch.cat(parts) if parts else x.new_zeros((0, units), dtype=torch.int64)
+        return torch.cat(parts)
 
 
 def maxnorm(input_shape: Sequence[int], outputs: int) -> nn.Sequential:
@@ -158,8 +158,8 @@ class ResNet18(nn.Module):
     """ResNet-18 in its form for small images (He et al. 2016, without the first stride and the max-pool).
 
     A 3x3 convolution, four stages of two blocks with `width`, 2, 4 and 8 times `width` channels, the later three of
-    which halve the image, the mean over the image, Dense. Its layers with weights are `conv1`, `bn1`, `layer1.0.conv1`, ...,
-    `layer4.1.bn2`, `linear`, and `layer2.0.shortcut.0` and `.1` where a stage begins.
+    which halve the image, the mean over the image, Dense. Its layers with weights are `conv1`, `bn1`,
+    `layer1.0.conv1`, ..., `layer4.1.bn2`, `linear`, and `layer2.0.shortcut.0` and `.1` where a stage begins.
     """
 
     def __init__(self, input_shape: Sequence[int], outputs: int, width: int = 64) -> None:
