@@ -65,14 +65,15 @@ def curves(
     whole: bool = True,
     marks: Sequence[float] = (),
     level: tuple[str, float] | None = None,
+    at: tuple[str, float] | None = None,
 ) -> Figure:
-    """Lines, each named at the top; `marks` are vertical lines, `level` a named horizontal one.
+    """Lines, each named at the top; `marks` are vertical lines, `at` a named one, `level` a named horizontal one.
 
     `shares` are shown from 0 to 100 %; with `whole` the ticks along x are whole numbers.
     """
     from matplotlib.ticker import MaxNLocator
 
-    entries = len(series) + (level is not None)
+    entries = len(series) + (level is not None) + (at is not None)
     figure, axes = _axes(theme, 2.05, top=_legend_height(entries))
     for i, ((label, (xs, ys)), colour) in enumerate(zip(series.items(), theme.series, strict=False)):
         width = min(
@@ -83,6 +84,8 @@ def curves(
         axes.axvline(mark, color=theme.faint, lw=0.8, ls=(0, (1, 2.5)), zorder=1)
     if level is not None:
         axes.axhline(level[1], color=theme.faint, lw=1, ls=(0, (4, 3)), label=level[0], zorder=2)
+    if at is not None:
+        axes.axvline(at[1], color=theme.faint, lw=1.4, label=at[0], zorder=2)
     if shares:
         axes.set_ylim(0, 1)
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
@@ -168,12 +171,12 @@ def image_grid(
     theme: Theme,
     rows: Sequence[tuple[str, Sequence[np.ndarray | None], Sequence[bool], str]],
     real: Sequence[np.ndarray],
+    heads: Sequence[str] = (),
 ) -> Figure:
     """Rows of images: a name, images (H, W) or (H, W, 3), which of them get a coloured frame, and a remark.
 
-    None in place of an image leaves its place empty.
-
-    `real`, if not empty, is one more image for each row, shown before the others.
+    None in place of an image leaves its place empty. `real`, if not empty, is one more image for each row, shown before
+    the others. `heads`, if not empty, stand above the images, each over as many columns as the others.
     """
     from matplotlib.colors import to_rgb
     from matplotlib.figure import Figure
@@ -188,16 +191,20 @@ def image_grid(
         for i, (image, frame) in enumerate(zip(images, framed, strict=True)):
             if image is not None:
                 canvas.put(image, r, first + i, to_rgb(theme.series[1] if frame else theme.grid))
+    top = 0.2 if heads else 0.0
     width, height = left + step * (first + columns) + right, step * len(rows)
-    figure = Figure(figsize=(width, height), facecolor=theme.paper)
+    figure = Figure(figsize=(width, top + height), facecolor=theme.paper)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(canvas.pixels, extent=(left, width - right, height, 0), interpolation="none")
+    for i, head in enumerate(heads):
+        x = left + step * (first + columns * (i + 0.5) / len(heads))
+        axes.text(x, -0.08, head, color=theme.faint, ha="center", va="center", fontsize=7)
     for r, (name, _, _, remark) in enumerate(rows):
         y = step * (r + 0.5)
         axes.text(left / 2, y, name, color=theme.ink, ha="center", va="center", fontsize=9, weight="bold")
         axes.text(width - right + 0.06, y, remark, color=theme.faint, ha="left", va="center", fontsize=7)
     axes.set_xlim(0, width)
-    axes.set_ylim(height, 0)
+    axes.set_ylim(height, -top)
     axes.set_axis_off()
     return figure
 

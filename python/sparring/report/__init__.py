@@ -11,10 +11,13 @@ from sparring.runs import Run, RunError
 __all__ = ["keep_reference", "write"]
 
 
-def write(run: Run) -> Path:
-    """Write the report of a run, finished or not, and its figures; return the path of report.html."""
+def write(run: Run, *, small: bool = False) -> Path:
+    """Write the report of a run, finished or not, and its figures; return the path of report.html.
+
+    With `small` the figures have fewer pixels and colours, and the page about a quarter of the bytes.
+    """
     if "retrain" in run.config:
-        return page.write(run.path, *retraining.story(run))
+        return page.write(run.path, *retraining.story(run), small=small)
     if "audit" in run.config:
-        return page.write(run.path, *audit.story(run))
+        return page.write(run.path, *audit.story(run), small=small)
     raise RunError(f"{run.path} is a run of neither `sparring retrain` nor `sparring audit`: it has no report")

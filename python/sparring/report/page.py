@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Draw = Callable[[Theme], "Figure"]
 
+SMALL_DPI, SMALL_COLOURS = 110, 64
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -77,13 +79,16 @@ class Summary:
     warnings: Sequence[str] = ()
 
 
-def write(run: Path, summary: Summary, sections: Sequence[Section]) -> Path:
-    """Write report.html into the folder of a run, and its figures; return the path of report.html."""
+def write(run: Path, summary: Summary, sections: Sequence[Section], *, small: bool = False) -> Path:
+    """Write report.html into the folder of a run, and its figures; return the path of report.html.
+
+    With `small` the figures have fewer pixels and colours.
+    """
     from jinja2 import Environment, StrictUndefined
 
     folder = run / "figures"
     folder.mkdir(exist_ok=True)
-    parts = [(section, [_rendered(picture, folder) for picture in section.pictures]) for section in sections]
+    parts = [(section, [_rendered(picture, folder, small) for picture in section.pictures]) for section in sections]
     source = files("sparring").joinpath("templates").joinpath("report.html.j2").read_text(encoding="utf-8")
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(source)
     page = template.render(name=run.resolve().name, parts=parts, summary=summary)
@@ -92,15 +97,26 @@ def write(run: Path, summary: Summary, sections: Sequence[Section]) -> Path:
     return draft.replace(run / "report.html")
 
 
-def _rendered(picture: Picture, folder: Path) -> dict[str, str]:
+def _rendered(picture: Picture, folder: Path, small: bool) -> dict[str, str]:
     images = {}
     for theme in (LIGHT, DARK):
-        buffer = io.BytesIO()
-        picture.draw(theme).savefig(buffer, format="png", dpi=figures.DPI, metadata={"Software": None})
-        images[theme.name] = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+        content = _png(picture.draw(theme), small)
+        images[theme.name] = "data:image/png;base64," + base64.b64encode(content).decode()
         if theme is LIGHT:
-            (folder / f"{picture.file}.png").write_bytes(buffer.getvalue())
+            (folder / f"{picture.file}.png").write_bytes(content)
     return {"title": picture.title, "text": picture.text, "alt": picture.alt, **images}
+
+
+def _png(figure: Figure, small: bool) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=SMALL_DPI if small else figures.DPI, metadata={"Software": None})
+    if small:
+        drawn = Image.open(buffer).convert("RGB").quantize(SMALL_COLOURS, dither=Image.Dither.NONE)
+        buffer = io.BytesIO()
+        drawn.save(buffer, format="png", optimize=True)
+    return buffer.getvalue()
 
 
 def as_picture(image: torch.Tensor) -> np.ndarray:
