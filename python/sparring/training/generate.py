@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from sparring.attacks import recover
-from sparring.data import Dataset
+from sparring.attacks._model import held_still
 from sparring.training.config import RetrainConfig
-from sparring.training.evaluate import logits_of
 from sparring.training.fooling import FoolingSet
+from sparring.training.generators import generator_named
 from sparring.training.streams import stream
 
 
@@ -33,14 +34,34 @@ class Generate(Protocol):
     ) -> Recovered: ...
 
 
-def recover_with(config: RetrainConfig, entries: int) -> Generate:
-    """The process that the configuration describes: :func:`sparring.attacks.recover`, for images of so many entries."""
+class Merge(Protocol):
+    """What becomes of the past sets of fooling images, and of the attempts of generation `generation`: the new sets.
+
+    The new set is the last one.
+    """
+
+    def __call__(
+        self, past: list[FoolingSet], new: FoolingSet, config: RetrainConfig, *, generation: int
+    ) -> list[FoolingSet]: ...
+
+
+def recover_with(config: RetrainConfig, entries: int, *, halvings: int = 0, factor: int = 1) -> Generate:
+    """The process that the configuration describes: :func:`sparring.attacks.recover`, for images of so many entries.
+
+    The weight of the penalty is halved `halvings` times; the budget is `factor` times that of the configuration.
+    """
+    lam, lam_final = (None if weight is None else weight * 0.5**halvings for weight in (config.lam, config.lam_final))
     return partial(
         recover,
         method=config.method,
-        steps=config.steps,
-        lam=config.lam,
+        loss=config.loss,
+        penalty=config.penalty,
+        steps=config.steps * factor,
+        lam=lam,
+        lam_final=lam_final,
+        lam_step=config.lam_step,
         lr=config.attack_lr,
+        lr_step=config.lr_step,
         p_min=config.p_min,
         s_max=config.sparsity_limit(entries),
         floor=config.floor,
@@ -49,30 +70,36 @@ def recover_with(config: RetrainConfig, entries: int) -> Generate:
     )
 
 
-def attack(
+def other_processes(config: RetrainConfig, entries: int) -> Mapping[str, Generate]:
+    """The different processes of metric 7, by the name of its group of numbers."""
+    way: Literal["prox", "l1"] = "prox" if config.method == "l1" else "l1"
+    limit = config.sparsity_limit(entries)
+    return {
+        "7-de": generator_named("evolution", p_min=config.p_min, s_max=limit, steps=config.other_steps),
+        f"7-{way}": generator_named(way, p_min=config.p_min, s_max=limit, steps=config.steps),
+    }
+
+
+def attempt(
     model: nn.Module,
     generate: Generate,
+    targets: Tensor,
+    shape: tuple[int, ...],
     config: RetrainConfig,
-    real: Dataset,
-    *,
-    generation: int,
-) -> tuple[FoolingSet, FoolingSet]:
-    """Attack the network; return the images to train on (`config.images` attempts) and those held out (`config.fresh`).
+    generator: torch.Generator,
+) -> FoolingSet:
+    """Attack the network once for each target.
 
-    Images have the shape of the `real` ones; targets are balanced over the classes. The images are judged here, by a
-    forward pass of their own, whatever `generate` thinks of them.
+    The images are judged here, by a forward pass of their own, whatever `generate` thinks of them. The network is in
+    eval mode meanwhile, and left as it was.
     """
-    shape, device = real.input_shape, real.images.device
-    targets = torch.cat([torch.arange(config.images), torch.arange(config.fresh)]).to(device) % real.classes
-    recovered = generate(model, targets, shape, generator=stream(config.seed, "attack", generation))
-    images = recovered.images.detach()
+    with held_still(model), torch.enable_grad():
+        recovered = generate(model, targets, shape, generator=generator)
+    images = recovered.images
     if images.shape != (len(targets), *shape):
         raise ValueError(f"generate returned images of shape {tuple(images.shape)}, wanted {(len(targets), *shape)}")
-    prob = logits_of(model, images).softmax(1).gather(1, targets[:, None])[:, 0]
-    sparsity = (images > 0).flatten(1).sum(1)
-    success = (prob >= config.p_min) & (sparsity <= config.sparsity_limit(images[0].numel()))
-    made = FoolingSet(images, targets, prob, sparsity, recovered.stop_step.to(torch.int64), success)
-    return made[: config.images], made[config.images :]
+    limit = config.sparsity_limit(images[0].numel())
+    return FoolingSet.judge(model, images, targets, recovered.stop_step, p_min=config.p_min, s_max=limit)
 
 
 def merge(past: list[FoolingSet], new: FoolingSet, config: RetrainConfig, *, generation: int) -> list[FoolingSet]:

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-import torch
 from torch import Tensor, nn
 
-from sparring import networks
 from sparring._progress import Progress
 from sparring.data import Dataset
+from sparring.training.building import NetworkSource, new_learner
 from sparring.training.config import RetrainConfig
-from sparring.training.evaluate import Metrics, attack_metrics, fooling_metrics, logits_of, losses, real_metrics
-from sparring.training.fooling import FoolingSet, join
-from sparring.training.generate import Generate, attack, merge, recover_with
-from sparring.training.labelling import Labels, labels_for
-from sparring.training.state import State, make_optimizer, pack, unpack
-from sparring.training.streams import global_stream, stream
+from sparring.training.evaluate import Metrics, attack_metrics
+from sparring.training.fooling import FoolingSet
+from sparring.training.labelling import labels_for
+from sparring.training.measure import Real, generation_metrics
+from sparring.training.parts import Parts
+from sparring.training.selection import selection_metrics
+from sparring.training.stages import (
+    attack,
+    attack_is_due,
+    attack_otherwise,
+    begin_generation,
+    best_of,
+    keep_best,
+    train_independent,
+    train_network,
+)
+from sparring.training.state import State, pack, unpack
 
 Record = dict[str, Any]
-NetworkSource = str | Callable[[int], nn.Module]
 
 
 class Checkpoint(NamedTuple):
@@ -56,7 +65,7 @@ class Verdict:
 
     Attributes
     ----------
-    robust : whether no image of the last attack qualified.
+    robust : whether no image of the last attack, that of metric 8, qualified.
     fooled : share of its `attempts` that qualified (the yield).
     steps, p_min, s_max : the attack's steps and what an image needs to qualify.
     generations : rounds of training on fooling images before it.
@@ -81,14 +90,28 @@ class Verdict:
 
 @dataclass(frozen=True)
 class RetrainResult:
-    """The trained network (in eval mode), the verdict, all records, and the images: as in `State`."""
+    """What an experiment gives; all networks are in eval mode.
+
+    Attributes
+    ----------
+    model : the network as it was at the end, which the verdict is about.
+    verdict : the answer.
+    history : all records.
+    train_sets, fresh_sets, other_sets, final : the images, as in `State`.
+    best_epoch, best_h, best_model : the epoch with the largest harmonic mean (see :mod:`sparring.training.selection`),
+        that mean, and the network as it was then; the last epoch and 0 if no epoch had one above 0.
+    """
 
     model: nn.Module
     verdict: Verdict
     history: list[Record]
     train_sets: list[FoolingSet]
     fresh_sets: list[FoolingSet]
+    other_sets: dict[str, list[FoolingSet]]
     final: FoolingSet
+    best_epoch: int
+    best_h: float
+    best_model: nn.Module
 
 
 def retrain(
@@ -97,7 +120,7 @@ def retrain(
     network: NetworkSource = "cnn",
     config: RetrainConfig | None = None,
     *,
-    generate: Generate | None = None,
+    parts: Parts | None = None,
     run: Journal | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_record: Callable[[Record], None] | None = None,
@@ -112,8 +135,8 @@ def retrain(
         A name in `sparring.networks.NETWORKS`, or a function that makes a network with so many outputs.
     config
         The settings; by default those of `RetrainConfig`.
-    generate
-        The process that makes fooling images; by default `sparring.attacks.recover` as the settings say.
+    parts
+        Other ways to generate, merge, train and evaluate.
     run
         Where records and checkpoints go; if it holds a checkpoint, the experiment continues there, and on the CPU with
         the same number of threads ends with the same bits as one that was never interrupted.
@@ -124,155 +147,122 @@ def retrain(
     -------
     RetrainResult
         torch's global random state is what it was before.
+
+    Raises
+    ------
+    ValueError
+        If the parts or the network do not fit the settings, or `run` holds a checkpoint of another version.
     """
     config = config if config is not None else RetrainConfig()
+    parts = parts if parts is not None else Parts()
+    if config.anneal and parts.generate is not None:
+        raise ValueError("anneal halves lam of the attack that the settings describe: leave parts.generate None")
+    real = Real.of(train, test, config)
     labels = labels_for(config.labelling, train.classes)
-    generate = generate if generate is not None else recover_with(config, train.images[0].numel())
-    if config.real_images:
-        train = train.subset(min(config.real_images, len(train)), stream(config.seed, "real images"))
-
-    model = new_network(network, train, config)
-    state = State(model, make_optimizer(config, model.parameters()))
+    state = State(new_learner(network, real.train, config))
+    if config.independent:
+        state.independent = new_learner(network, real.train, config, place="independent")
     history: list[Record] = []
     checkpoint = run.restore() if run is not None else None
     if checkpoint is not None:
         unpack(state, checkpoint.tensors, checkpoint.state)
         history = checkpoint.history
 
-    def log(kind: str, metrics: Record) -> None:
-        record = {"kind": kind, "generation": state.generation, "epoch": state.epoch, **metrics}
+    def log(kind: str, metrics: Metrics | Record) -> None:
+        record = {"kind": kind, "generation": state.generation, "epoch": state.learner.epoch, **metrics}
         history.append(record)
         if run is not None:
             run.log(record)
         if on_record is not None:
             on_record(record)
 
-    def progress(doing: str, fraction: float) -> None:
+    def progress(doing: str, fraction: float = 0.0) -> None:
         if on_progress is not None:
-            done = state.epoch + state.generation + fraction
-            total = config.pretrain_epochs + config.generations * (config.epochs + 1) + 1
-            on_progress(Progress(done, total, doing))
+            on_progress(Progress(_done(state) + fraction, _total(config), doing))
 
     while state.final is None:
-        if _attack_is_due(state, config):
-            progress(f"attack on the network of generation {state.generation}", 0.0)
-            attempts, fresh = attack(state.model, generate, config, train, generation=state.generation)
-            both = join([attempts, fresh])
-            log("attack", attack_metrics(both, train.classes))
-            if state.generation == config.generations or not both.success.any():
-                state.final = both
-                verdict = _verdict(state, config)
-                log("verdict", {**asdict(verdict), "8/yield": verdict.fooled})
+        if state.independent is not None and state.independent.epoch < config.independent_epochs:
+            doing = f"independent network, epoch {state.independent.epoch + 1}"
+            log(
+                "independent",
+                train_independent(state, real, labels, config, parts, partial(progress, doing)),
+            )
+        elif state.independent is not None and "6" not in state.other_sets:
+            progress("attack on the independent network")
+            attempts = attack(state, state.independent.model, real, config, parts, "independent attack")
+            state.other_sets["6"] = [attempts]
+            log("independent attack", attack_metrics("6", attempts, train.classes))
+        elif state.over:
+            progress("final attack")
+            state.final = attack(state, state.learner.model, real, config, parts, "final attack", config.final_factor)
+            verdict = _verdict(state, config)
+            log("verdict", {**asdict(verdict), **attack_metrics("8", state.final, train.classes), **best_of(state)})
+        elif attack_is_due(state, config):
+            progress(f"attack on the network of generation {state.generation}")
+            attempts = attack(state, state.learner.model, real, config, parts, "attack")
+            attack_otherwise(state, real, config)
+            log("attack", generation_metrics(state, attempts, real, config))
+            if not attempts.success.any() and config.anneal and state.halvings < config.halvings:
+                state.halvings += 1  # and the same network is attacked again
+            elif not attempts.success.any() or state.generation == config.generations:
+                state.over = True
             else:
-                state.train_sets = merge(state.train_sets, attempts, config, generation=state.generation)
-                state.fresh_sets.append(fresh)
-                state.generation += 1
-                if config.network == "fresh":
-                    state.model = new_network(network, train, config, generation=state.generation)
-                    state.optimizer = make_optimizer(config, state.model.parameters())
+                begin_generation(state, attempts, network, real, config, parts)
         else:
-            doing = f"generation {state.generation}, epoch {state.epoch + 1}"
-            loss = train_epoch(state, train, labels, config, partial(progress, doing))
-            state.epoch += 1
-            log("epoch", {"train/loss": loss, **evaluate(state, train, test, labels, config)})
+            doing = f"generation {state.generation}, epoch {state.learner.epoch + 1}"
+            loss = train_network(state, real, labels, config, parts, partial(progress, doing))
+            metrics = parts.evaluate(state, real, labels, config)
+            metrics |= selection_metrics(metrics)
+            keep_best(state, metrics)
+            log("epoch", {"train/loss": loss, **metrics})
         if run is not None:
             run.save(*pack(state))
-    progress("done", 0.0)
-
-    return RetrainResult(
-        state.model.eval(), _verdict(state, config), history, state.train_sets, state.fresh_sets, state.final
-    )
+    progress("done")
+    return _result(state, config, history)
 
 
-def train_epoch(
-    state: State, real: Dataset, labels: Labels, config: RetrainConfig, on_fraction: Callable[[float], None]
-) -> float:
-    """One pass over the real images and all sets of fooling images, shuffled together; return the mean loss."""
-    images, wanted = real.images, labels.real(real.labels)
-    if any(len(s) for s in state.train_sets):
-        fooling = join(state.train_sets)
-        repeats = max(1, math.ceil(config.fooling_share / (1 - config.fooling_share) * len(real) / len(fooling)))
-        images = torch.cat([images, *[fooling.images] * repeats])
-        wanted = torch.cat([wanted, *[labels.fooling(fooling.targets)] * repeats])
-    for group in state.optimizer.param_groups:
-        group["lr"] = config.lr * config.lr_decay ** _epochs_of_this_generation(state, config)
-    order = torch.randperm(len(images), generator=stream(config.seed, "shuffle", state.epoch)).to(images.device)
-    batches = order.tensor_split(math.ceil(len(order) / config.batch_size))  # of nearly equal size, none tiny
-    total = torch.zeros((), dtype=torch.float64, device=images.device)
-    state.model.train()
-    with torch.enable_grad(), global_stream(config.seed, "dropout", state.epoch, device=images.device):
-        for i, batch in enumerate(batches):
-            loss = losses(state.model(images[batch]), wanted[batch])
-            state.optimizer.zero_grad()
-            torch.autograd.backward(loss.mean())
-            state.optimizer.step()
-            total += loss.detach().sum()
-            on_fraction((i + 1) / len(batches))
-    return float(total) / len(order)
+def _done(state: State) -> int:
+    """Epochs and attacks done."""
+    independent = 0 if state.independent is None else state.independent.epoch + ("6" in state.other_sets)
+    main = state.learner.epoch + state.generation + state.halvings + state.over
+    return independent + main + (state.final is not None)
 
 
-def evaluate(state: State, train: Dataset, test: Dataset, labels: Labels, config: RetrainConfig) -> Metrics:
-    """Metrics 2, 3, 4, 5, 9 and 10 of the network as it is; those without images are left out."""
-    seed, classes, limit = config.seed, train.classes, config.eval_images
-    metrics: Metrics = {}
-    if state.train_sets:
-        *past, current = state.train_sets
-        *past_fresh, fresh = (s.successes for s in state.fresh_sets)
-        metrics |= fooling_metrics(2, state.model, current, labels, classes)
-        metrics |= fooling_metrics(4, state.model, fresh, labels, classes)
-        if past:
-            sample = stream(seed, "past", state.generation)
-            metrics |= fooling_metrics(3, state.model, _sample(join(past), limit, sample), labels, classes)
-            sample = stream(seed, "past fresh", state.generation)
-            metrics |= fooling_metrics(5, state.model, _sample(join(past_fresh), limit, sample), labels, classes)
-    real = _sample(train, limit, stream(seed, "real"))
-    metrics |= real_metrics(9, state.model, real.images, real.labels, labels, classes)
-    metrics |= real_metrics(10, state.model, test.images, test.labels, labels, classes)
-    return metrics
-
-
-def _sample(images: Any, limit: int, generator: torch.Generator) -> Any:
-    """At most `limit` of the images (0: all), at random; the same ones whenever the generator is the same."""
-    if not 0 < limit < len(images):
-        return images
-    return images[torch.randperm(len(images), generator=generator)[:limit]]
-
-
-def new_network(network: NetworkSource, real: Dataset, config: RetrainConfig, *, generation: int = 0) -> nn.Module:
-    """A network with fresh weights for the real images, with as many outputs as the labelling needs."""
-    outputs = labels_for(config.labelling, real.classes).outputs
-    if isinstance(network, str):
-        generator = stream(config.seed, "network", generation)
-        model = networks.build(network, real.input_shape, outputs, generator=generator)
-    else:
-        with global_stream(config.seed, "network", generation):
-            model = network(outputs)
-    model = model.to(real.images.device)
-    shape = tuple(logits_of(model, real.images[:1]).shape)
-    if shape != (1, outputs):
-        raise ValueError(f"network gives outputs of shape {shape} for one image, wanted {(1, outputs)}")
-    return model
-
-
-def _attack_is_due(state: State, config: RetrainConfig) -> bool:
-    return _epochs_of_this_generation(state, config) == (config.epochs if state.generation else config.pretrain_epochs)
-
-
-def _epochs_of_this_generation(state: State, config: RetrainConfig) -> int:
-    """Epochs since the last attack was merged, or since the beginning."""
-    before = config.pretrain_epochs + (state.generation - 1) * config.epochs if state.generation else 0
-    return state.epoch - before
+def _total(config: RetrainConfig) -> int:
+    """Epochs and attacks in all, at most."""
+    independent = (config.independent_epochs + 1) * config.independent
+    generations = config.pretrain_epochs + config.generations * (config.epochs + 1)
+    return independent + generations + config.halvings * config.anneal + 2
 
 
 def _verdict(state: State, config: RetrainConfig) -> Verdict:
     assert state.final is not None
-    entries = state.final.images[0].numel()
     return Verdict(
         robust=not bool(state.final.success.any()),
         fooled=state.final.fooled,
         attempts=len(state.final),
-        steps=config.steps,
+        steps=config.steps * config.final_factor,
         p_min=config.p_min,
-        s_max=config.sparsity_limit(entries),
+        s_max=config.sparsity_limit(state.final.images[0].numel()),
         generations=state.generation,
+    )
+
+
+def _result(state: State, config: RetrainConfig, history: list[Record]) -> RetrainResult:
+    assert state.final is not None
+    model = state.learner.model.eval()
+    best_model, best = deepcopy(model), state.best
+    if best is not None:
+        best_model.load_state_dict(best.weights)
+    return RetrainResult(
+        model=model,
+        verdict=_verdict(state, config),
+        history=history,
+        train_sets=state.train_sets,
+        fresh_sets=state.fresh_sets,
+        other_sets=state.other_sets,
+        final=state.final,
+        best_epoch=state.learner.epoch if best is None else best.epoch,
+        best_h=0.0 if best is None else best.h,
+        best_model=best_model,
     )
