@@ -34,6 +34,7 @@ __all__ = [
 
 _SUBMODULES = (
     "adapters",
+    "analysis",
     "attacks",
     "data",
     "ensembles",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
 def percent(share: float) -> str:
@@ -22,3 +23,17 @@ def number(value: float | None) -> str:
 def plural(word: str, count: int) -> str:
     """The word, with an s unless there is one."""
     return word if count == 1 else word + "s"
+
+
+def aligned(head: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:
+    """A table as text, ruled below its head; the first `left` columns flush left, the others right."""
+    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
+
+    def text(line: Sequence[str]) -> str:
+        cells = [
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        return "  ".join(cells).rstrip()
+
+    return "\n".join(text(line) for line in [head, ["-" * width for width in widths], *lines])

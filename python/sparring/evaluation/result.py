@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparring._text import number, percent, plural
+from sparring._text import aligned, number, percent, plural
 from sparring.evaluation.plan import Eps, Kind, eps_name, threat_name
 
 Json = dict[str, Any]
@@ -201,16 +201,7 @@ class Evaluation:
 
     def table(self) -> str:
         """Attacks line by line: robust accuracy, median distance of the successes, mean steps, seconds."""
-        head, lines = self.cells()
-        widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
-        rule = ["-" * width for width in widths]
-
-        def text(line: list[str]) -> str:
-            left = [cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True)]
-            right = [cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)]
-            return "  ".join([*left, *right]).rstrip()
-
-        return "\n".join(text(line) for line in [head, rule, *lines])
+        return aligned(*self.cells(), left=2)
 
     def __str__(self) -> str:
         return "\n".join([self.table(), "", self.verdict, *(f"warning: {warning}" for warning in self.warnings)])
