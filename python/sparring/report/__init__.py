@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sparring.report import audit, page, retraining
-from sparring.report.retraining import keep_reference
+from sparring.report import audit, page, retrain
+from sparring.report.retrain import keep_perturbation, keep_reference
 from sparring.runs import Run, RunError
 
-__all__ = ["keep_reference", "write"]
+__all__ = ["keep_perturbation", "keep_reference", "write"]
 
 
 def write(run: Run, *, small: bool = False) -> Path:
@@ -17,7 +17,7 @@ def write(run: Run, *, small: bool = False) -> Path:
     With `small` the figures have fewer pixels and colours, and the page about a quarter of the bytes.
     """
     if "retrain" in run.config:
-        return page.write(run.path, *retraining.story(run), small=small)
+        return page.write(run.path, *retrain.story(run), small=small)
     if "audit" in run.config:
         return page.write(run.path, *audit.story(run), small=small)
     raise RunError(f"{run.path} is a run of neither `sparring retrain` nor `sparring audit`: it has no report")
