@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sparring.cli import audit, retraining
+from sparring.cli import audit, images, retraining
 from sparring.cli._common import users_errors
 
 app = typer.Typer(
@@ -52,14 +52,20 @@ def info() -> None:
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="Folder of the run.", show_default=False)]) -> None:
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of the run.", show_default=False)],
+    small: Annotated[
+        bool, typer.Option("--small", help="Figures with fewer pixels and colours, to send or to commit.")
+    ] = False,
+) -> None:
     """Write the report of a run again: RUN/report.html and RUN/figures."""
     from sparring import report as reports
     from sparring.runs import Run
 
     with users_errors():
-        typer.echo(reports.write(Run.open(run)))
+        typer.echo(reports.write(Run.open(run), small=small))
 
 
 app.command(help=retraining.HELP, epilog=retraining.EXAMPLES)(retraining.retrain)
 app.command(help=audit.HELP, epilog=audit.EXAMPLES)(audit.audit)
+app.add_typer(images.app, name="images")

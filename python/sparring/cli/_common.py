@@ -38,7 +38,9 @@ def given(context: typer.Context) -> dict[str, Any]:
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
         if source is not None and source.name == "COMMANDLINE":
-            found[parameter.opts[0]] = context.params[parameter.name or ""]
+            value = context.params[parameter.name or ""]
+            off = value is False and parameter.secondary_opts  # such as --no-anneal
+            found[parameter.secondary_opts[0] if off else parameter.opts[0]] = True if off else value
     return found
 
 
@@ -47,7 +49,8 @@ def command(name: str, given: dict[str, Any]) -> str:
     parts = ["sparring", name]
     for option, value in given.items():
         if option not in ("--name", "--runs-dir"):
-            parts += [option] * option.startswith("-") + [str(value)] * (value is not True)
+            for each in value if isinstance(value, (list, tuple)) else [value]:
+                parts += [option] * option.startswith("-") + [str(each)] * (each is not True)
     return shlex.join(parts)
 
 

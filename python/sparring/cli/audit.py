@@ -64,7 +64,7 @@ def audit(
         ),
     ],
     data: Annotated[
-        str, typer.Option(metavar="digits|mnist|cifar10", help="Test images.", rich_help_panel=DATA)
+        str, typer.Option(metavar="digits|mnist|mnist-non-sparse|cifar10", help="Test images.", rich_help_panel=DATA)
     ] = "digits",
     data_dir: Annotated[
         Path | None,
@@ -206,7 +206,7 @@ def _threats(norm: str, eps: str | None, data: str) -> dict[str, list[float]]:
         norms = [norm_name(int(part) if part.strip().isdigit() else part.strip()) for part in norm.split(",")]
     except ValueError as error:
         raise ValueError(f"--norm {norm}: {error}") from None
-    usual = USUAL_EPS.get(data, USUAL_EPS["digits"])
+    usual = USUAL_EPS.get(data.removesuffix("-non-sparse"), USUAL_EPS["digits"])
     sizes = [usual[name] for name in norms] if eps is None else _numbers("--eps", eps)
     if len(norms) == 1:
         norms *= len(sizes)

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import shlex
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from sparring.cli import _common as common
+from sparring.cli import _retraining
 
-if TYPE_CHECKING:
-    from sparring.data import Dataset
-    from sparring.runs import Run
-
-RUN, DATA, ATTACK, TRAINING = "Run", "Data and network", "Attack", "Training"
+RUN, DATA, ATTACK, TRAINING, METRICS = "Run", "Data and network", "Attack", "Training", "Metrics"
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -27,6 +21,12 @@ EXAMPLES = """
 
   [cyan]sparring retrain --data mnist --data-dir data/mnist --preset quick[/cyan]
       a sample of MNIST, in a few minutes
+
+  [cyan]sparring retrain --data mnist --data-dir data/mnist --preset full-sparse[/cyan]
+      the whole experiment on MNIST, with all metrics
+
+  [cyan]sparring retrain --mode continuous --set pool_images=200 --set attack_lr=0.1[/cyan]
+      a pool of images that moves with the network; any setting by its name
 
   [cyan]sparring retrain --model nets.py:Small --labelling uniform --name small[/cyan]
       a network of yours: Small(outputs) has to make one
@@ -66,17 +66,23 @@ def retrain(
         int | None,
         typer.Option(
             min=1,
-            help="Threads of torch. [dim]default: torch's choice with full-sparse, else 1: more would not help[/dim]",
+            help="Threads of torch. [dim]default: torch's choice with a full preset, else 1: more would not help[/dim]",
             rich_help_panel=RUN,
         ),
     ] = None,
     device: Annotated[
         str, typer.Option(help="Where to work, such as cpu or cuda; it has to be there.", rich_help_panel=RUN)
     ] = "cpu",
-    data: Annotated[str, typer.Option(metavar="digits|mnist", help="Real images.", rich_help_panel=DATA)] = "digits",
+    data: Annotated[
+        str,
+        typer.Option(metavar="digits|mnist|mnist-non-sparse|cifar10", help="Real images.", rich_help_panel=DATA),
+    ] = "digits",
     data_dir: Annotated[
         Path | None,
-        typer.Option(help="Folder with MNIST's four files; by default they are downloaded.", rich_help_panel=DATA),
+        typer.Option(
+            help="Folder with the data's files, which CIFAR-10 needs; by default MNIST is downloaded.",
+            rich_help_panel=DATA,
+        ),
     ] = None,
     real_images: Annotated[
         int | None, typer.Option(help="Training images to use; 0: all.", rich_help_panel=DATA)
@@ -86,17 +92,29 @@ def retrain(
         typer.Option(
             metavar="NAME|FILE:CLASS",
             help="A network of sparring.networks (mlp, cnn, lenet5, ...) or a class in a Python file, called with the "
-            "number of outputs. [dim]default: mlp with the preset quick, else cnn[/dim]",
+            "number of outputs. [dim]default: mlp with the preset quick, resnet18-16 with full-cifar, else cnn[/dim]",
             rich_help_panel=DATA,
         ),
     ] = None,
     preset: Annotated[
         str | None,
         typer.Option(
-            metavar="default|quick|full-sparse",
-            help="Settings to start from; the other options change them. [dim]default: default for digits, quick for "
-            "mnist[/dim]",
+            metavar="NAME",
+            help="Settings to start from (default, quick, full-sparse, full-non-sparse, full-cifar, "
+            "fresh-each-generation); the other options change them. [dim]default: default for digits, full-cifar for "
+            "cifar10, else quick[/dim]",
             rich_help_panel=RUN,
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE",
+            help="Any other setting of sparring.training.RetrainConfig; may be given again. The value is JSON, or a "
+            "word.",
+            rich_help_panel=RUN,
+            show_default=False,
         ),
     ] = None,
     method: Annotated[
@@ -115,6 +133,18 @@ def retrain(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the attack.", rich_help_panel=ATTACK)] = None,
     lam: Annotated[float | None, typer.Option(help="Weight of the L1 penalty.", rich_help_panel=ATTACK)] = None,
+    start: Annotated[
+        str | None, typer.Option(metavar="noise|black|sparse", help="What images begin from.", rich_help_panel=ATTACK)
+    ] = None,
+    anneal: Annotated[
+        bool | None,
+        typer.Option(
+            "--anneal/--no-anneal",
+            help="Attack again with half the penalty where no image qualifies.",
+            rich_help_panel=ATTACK,
+            show_default=False,
+        ),
+    ] = None,
     p_min: Annotated[
         float | None, typer.Option(help="An image qualifies from this p(target) on ...", rich_help_panel=ATTACK)
     ] = None,
@@ -141,6 +171,15 @@ def retrain(
             rich_help_panel=TRAINING,
         ),
     ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            metavar="epoch|batches|continuous",
+            help="Where the images of training come from: an attack between generations; others amid training too; a "
+            "pool of images that moves with the network.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
     generations: Annotated[
         int | None, typer.Option(help="Generations of attack and training, at most.", rich_help_panel=TRAINING)
     ] = None,
@@ -155,7 +194,37 @@ def retrain(
         str | None, typer.Option(metavar="adam|adadelta|sgd", help="Optimiser.", rich_help_panel=TRAINING)
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.", rich_help_panel=TRAINING)] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Weight decay.", rich_help_panel=TRAINING)] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(metavar="step|cosine|constant", help="Learning rate over a generation.", rich_help_panel=TRAINING),
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images in a batch.", rich_help_panel=TRAINING)] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(metavar="none|affine|crop-flip", help="What is done to real images.", rich_help_panel=TRAINING),
+    ] = None,
+    independent: Annotated[
+        bool | None,
+        typer.Option(
+            "--independent/--no-independent",
+            help="Metric 6: train on half of the images, and an independent network on the other.",
+            rich_help_panel=METRICS,
+            show_default=False,
+        ),
+    ] = None,
+    other_images: Annotated[
+        int | None,
+        typer.Option(
+            help="Metric 7: images of each different process in a generation; 0: none.", rich_help_panel=METRICS
+        ),
+    ] = None,
+    final_factor: Annotated[
+        int | None,
+        typer.Option(
+            help="Metric 8: so many times the steps and attempts on the final network.", rich_help_panel=METRICS
+        ),
+    ] = None,
 ) -> None:
     """See `HELP`."""
     console = Console()
@@ -163,155 +232,22 @@ def retrain(
     try:
         if resume:
             with common.users_errors():
-                run = _reopen(name, runs_dir, given)
+                run = _retraining.reopen(name, runs_dir, given)
         else:
-            settings = {
-                "labelling": labelling, "network": network, "generations": generations, "epochs": epochs,
+            named = {
+                "labelling": labelling, "network": network, "mode": mode, "generations": generations, "epochs": epochs,
                 "pretrain_epochs": pretrain_epochs, "keep": keep, "images": images, "fresh": fresh, "method": method,
-                "steps": steps, "lam": lam, "p_min": p_min, "s_max": _count_or_share(s_max), "seed": seed,
-                "mask_fraction": mask_fraction, "optimizer": optimizer, "lr": lr, "batch_size": batch_size,
-                "real_images": real_images,
+                "steps": steps, "lam": lam, "start": start, "anneal": anneal, "p_min": p_min,
+                "s_max": _retraining.count_or_share(s_max), "mask_fraction": mask_fraction, "optimizer": optimizer,
+                "lr": lr, "weight_decay": weight_decay, "schedule": schedule, "batch_size": batch_size,
+                "augment": augment, "independent": independent, "other_images": other_images,
+                "final_factor": final_factor, "real_images": real_images, "seed": seed,
             }  # fmt: skip
             with common.users_errors():
-                run = _new_run(name, runs_dir, given, data, data_dir, model, preset, threads, device, settings)
+                run = _retraining.new_run(
+                    name, runs_dir, given, data, data_dir, model, preset, threads, device, named, settings or []
+                )
     except KeyboardInterrupt:
         console.print("Interrupted before the run began.")
         raise typer.Exit(130) from None
-    _work(run, console)
-
-
-def _new_run(
-    name: str | None,
-    runs_dir: Path,
-    given: dict[str, Any],
-    data: str,
-    data_dir: Path | None,
-    model: str | None,
-    preset: str | None,
-    threads: int | None,
-    device: str,
-    settings: dict[str, Any],
-) -> Run:
-    import torch
-
-    from sparring import report as reports
-    from sparring.runs import Run
-    from sparring.training import PRESETS
-    from sparring.training.loop import new_network
-
-    preset = preset or ("default" if data == "digits" else "quick")
-    if preset not in PRESETS:
-        raise ValueError(f"--preset {preset}: there are {', '.join(PRESETS)}")
-    model = model or ("mlp" if preset == "quick" else "cnn")
-    config = PRESETS[preset].replace(**settings)
-    train, test = _data(data, data_dir, device)
-    try:  # what is wrong with the network is said before there is a run
-        new_network(common.network(model), train, config)
-    except TypeError as error:
-        raise ValueError(f"--model {model} cannot be made from the number of outputs: {error}") from error
-    run = Run.create(
-        runs_dir,
-        name or data,
-        {
-            "command": common.command("retrain", given),
-            "data": {
-                "name": data,
-                "folder": None if data_dir is None else str(data_dir.resolve()),
-                "shape": list(train.input_shape),
-                "classes": train.classes,
-                "training images": len(train),
-                "test images": len(test),
-            },
-            "network": common.located(model),
-            "device": device,
-            "threads": threads or (torch.get_num_threads() if preset == "full-sparse" else 1),
-            "retrain": asdict(config),
-            "versions": common.versions(),
-        },
-        numbered=name is None,
-    )
-    reports.keep_reference(run, train)
-    return run
-
-
-def _reopen(name: str | None, runs_dir: Path, given: dict[str, Any]) -> Run:
-    from sparring.runs import Run, RunError, latest
-
-    others = [option for option in given if option not in ("--resume", "--name", "--runs-dir")]
-    if others:
-        raise ValueError(f"--resume goes on with the run's own settings: leave out {', '.join(others)}")
-    run = latest(runs_dir, having="retrain") if name is None else Run.open(runs_dir / name)
-    if "retrain" not in run.config:
-        raise RunError(f"{run.path} is not a run of `sparring retrain`: there is nothing to go on with")
-    return run
-
-
-def _work(run: Run, console: Console) -> None:
-    """Do what the run's configuration says, from its last checkpoint on, and write the report."""
-    import torch
-
-    from sparring import report as reports
-    from sparring.runs import RunError
-    from sparring.training import RetrainConfig, retrain
-
-    threads = torch.get_num_threads()
-    try:
-        with contextlib.ExitStack() as stack:
-            with common.users_errors():
-                config = RetrainConfig(**run.config["retrain"])
-                network = common.network(run.config["network"]["name"])
-                if common.located(run.config["network"]["name"]) != run.config["network"]:
-                    raise RunError(f"the file of {run.config['network']['name']} has changed since the run began")
-                train, test = _data(
-                    run.config["data"]["name"], run.config["data"]["folder"], run.config.get("device", "cpu")
-                )
-                stack.enter_context(run)
-            torch.set_num_threads(run.config["threads"])
-            console.print(f"Run [bold]{run.path}[/bold]: {run.config['network']['name']} on {train.name}")
-            result = retrain(
-                train,
-                test,
-                network,
-                config,
-                run=run,
-                on_progress=stack.enter_context(common.progress_bar(console)),
-                on_record=lambda record: _print(record, console),
-            )
-        page = reports.write(run)
-    except KeyboardInterrupt:
-        again = ["sparring", "retrain", "--resume", "--name", run.path.name, "--runs-dir", str(run.path.parent)]
-        console.print(f"\nInterrupted; what is done is kept. Go on with:\n  {shlex.join(again)}", soft_wrap=True)
-        raise typer.Exit(130) from None
-    finally:
-        torch.set_num_threads(threads)
-    colour = "green" if result.verdict.robust else "dark_orange"
-    console.print(f"\n[bold {colour}]{result.verdict}[/]", highlight=False, soft_wrap=True)
-    console.print(f"Report: {page}\nCurves: tensorboard --logdir {run.path / 'tensorboard'}", soft_wrap=True)
-
-
-def _print(record: dict[str, Any], console: Console) -> None:
-    if record["kind"] != "verdict":
-        console.print(_line(record), highlight=False, soft_wrap=True)
-
-
-def _line(record: dict[str, Any]) -> str:
-    """A record of an attack or an epoch in a line."""
-    if record["kind"] == "attack":
-        return (
-            f"[bold]attack {record['generation']}[/]  {record['0/yield']:.1%} of {record['0/images']:.0f} fool it"
-            f"  means: p {record['0/prob']:.2f}, {record['0/sparsity']:.1f} pixels, {record['0/stop_step']:.0f} steps"
-        )
-    caught = {"new": "2/caught", "past": "3/caught", "fresh": "4/caught"}
-    shares = [f"{name} {record[key]:.1%}" for name, key in caught.items() if key in record]
-    line = f"  epoch {record['epoch']:>3}  test accuracy {record['10/accuracy']:.1%}"
-    return line + (f"  caught: {', '.join(shares)}" if shares else "")
-
-
-def _data(name: str, folder: str | Path | None, device: str) -> tuple[Dataset, Dataset]:
-    where = common.device(device)
-    return common.data_set(name, folder, "train").to(where), common.data_set(name, folder, "test").to(where)
-
-
-def _count_or_share(value: float | None) -> int | float | None:
-    """1 or more is a count, less a share."""
-    return int(value) if value is not None and value >= 1 and value == int(value) else value
+    _retraining.work(run, console)

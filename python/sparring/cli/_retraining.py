@@ -1,0 +1,194 @@
+"""What `sparring retrain` does: make or open a run, and work on it."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+
+from sparring.cli import _common as common
+
+if TYPE_CHECKING:
+    from sparring.data import Dataset
+    from sparring.runs import Run
+
+# Where nothing else is said: the preset for each data set, and the network for each preset.
+USUAL_PRESETS = {"digits": "default", "cifar10": "full-cifar"}
+USUAL_NETWORKS = {"quick": "mlp", "full-cifar": "resnet18-16"}
+
+
+def new_run(
+    name: str | None,
+    runs_dir: Path,
+    given: dict[str, Any],
+    data: str,
+    data_dir: Path | None,
+    model: str | None,
+    preset: str | None,
+    threads: int | None,
+    device: str,
+    named: dict[str, Any],
+    settings: list[str],
+) -> Run:
+    import torch
+
+    from sparring import report as reports
+    from sparring.runs import Run
+    from sparring.training import PRESETS
+    from sparring.training.building import new_network
+
+    preset = preset or USUAL_PRESETS.get(data, "quick")
+    if preset not in PRESETS:
+        raise ValueError(f"--preset {preset}: there are {', '.join(PRESETS)}")
+    model = model or USUAL_NETWORKS.get(preset, "cnn")
+    named = {name: value for name, value in named.items() if value is not None}
+    try:
+        config = replace(PRESETS[preset], **named, **_settings(settings, named))
+    except TypeError as error:  # a word where a number belongs
+        raise ValueError(f"--set {' '.join(settings)}: a value is of the wrong kind: {error}") from None
+    train, test = _data(data, data_dir, device)
+    try:  # what is wrong with the network is said before there is a run
+        new_network(common.network(model), train, config)
+    except TypeError as error:
+        raise ValueError(f"--model {model} cannot be made from the number of outputs: {error}") from error
+    run = Run.create(
+        runs_dir,
+        name or data,
+        {
+            "command": common.command("retrain", given),
+            "data": {
+                "name": data,
+                "folder": None if data_dir is None else str(data_dir.resolve()),
+                "shape": list(train.input_shape),
+                "classes": train.classes,
+                "training images": len(train),
+                "test images": len(test),
+                "official": train.official and test.official,
+                "note": train.note if train.note == test.note else f"{train.note}; test: {test.note}",
+            },
+            "network": common.located(model),
+            "device": device,
+            "threads": threads or (torch.get_num_threads() if preset.startswith("full") else 1),
+            "retrain": asdict(config),
+            "versions": common.versions(),
+        },
+        numbered=name is None,
+    )
+    reports.keep_reference(run, train)
+    return run
+
+
+def reopen(name: str | None, runs_dir: Path, given: dict[str, Any]) -> Run:
+    from sparring.runs import Run, RunError, latest
+
+    others = [option for option in given if option not in ("--resume", "--name", "--runs-dir")]
+    if others:
+        raise ValueError(f"--resume goes on with the run's own settings: leave out {', '.join(others)}")
+    run = latest(runs_dir, having="retrain") if name is None else Run.open(runs_dir / name)
+    if "retrain" not in run.config:
+        raise RunError(f"{run.path} is not a run of `sparring retrain`: there is nothing to go on with")
+    return run
+
+
+def work(run: Run, console: Console) -> None:
+    """Do what the run's configuration says, from its last checkpoint on, and write the report."""
+    import torch
+
+    from sparring import report as reports
+    from sparring.runs import RunError
+    from sparring.training import RetrainConfig, retrain
+
+    threads = torch.get_num_threads()
+    try:
+        with contextlib.ExitStack() as stack:
+            with common.users_errors():
+                config = RetrainConfig.from_json(run.config["retrain"])
+                network = common.network(run.config["network"]["name"])
+                if common.located(run.config["network"]["name"]) != run.config["network"]:
+                    raise RunError(f"the file of {run.config['network']['name']} has changed since the run began")
+                train, test = _data(
+                    run.config["data"]["name"], run.config["data"]["folder"], run.config.get("device", "cpu")
+                )
+                stack.enter_context(run)
+            torch.set_num_threads(run.config["threads"])
+            console.print(f"Run [bold]{run.path}[/bold]: {run.config['network']['name']} on {train.name}")
+            result = retrain(
+                train,
+                test,
+                network,
+                config,
+                run=run,
+                on_progress=stack.enter_context(common.progress_bar(console)),
+                on_record=lambda record: _print(record, console),
+            )
+        reports.keep_perturbation(run, result.model, test, result.final)
+        page = reports.write(run)
+    except KeyboardInterrupt:
+        again = ["sparring", "retrain", "--resume", "--name", run.path.name, "--runs-dir", str(run.path.parent)]
+        console.print(f"\nInterrupted; what is done is kept. Go on with:\n  {shlex.join(again)}", soft_wrap=True)
+        raise typer.Exit(130) from None
+    finally:
+        torch.set_num_threads(threads)
+    colour = "green" if result.verdict.robust else "dark_orange"
+    console.print(f"\n[bold {colour}]{result.verdict}[/]", highlight=False, soft_wrap=True)
+    console.print(f"Report: {page}\nCurves: tensorboard --logdir {run.path / 'tensorboard'}", soft_wrap=True)
+
+
+def _print(record: dict[str, Any], console: Console) -> None:
+    if record["kind"] != "verdict":
+        console.print(_line(record), highlight=False, soft_wrap=True)
+
+
+def _line(record: dict[str, Any]) -> str:
+    """A record of an attack or an epoch in a line."""
+    if record["kind"] == "independent":
+        done, accuracy = record["independent/epoch"], record["independent/accuracy"]
+        return f"  independent network, epoch {done:>3.0f}  accuracy {accuracy:.1%}"
+    if record["kind"] in ("attack", "independent attack"):
+        name, metric = (f"attack {record['generation']}", 0) if record["kind"] == "attack" else (record["kind"], 6)
+        return (
+            f"[bold]{name}[/]  {record[f'{metric}/yield']:.1%} of {record[f'{metric}/images']:.0f} fool it  means: "
+            f"p {record[f'{metric}/prob']:.2f}, {record[f'{metric}/sparsity']:.1f} pixels, "
+            f"{record[f'{metric}/stop_step']:.0f} steps"
+        )
+    caught = {"new": "2/caught", "past": "3/caught", "fresh": "4/caught"}
+    shares = [f"{name} {record[key]:.1%}" for name, key in caught.items() if key in record]
+    line = f"  epoch {record['epoch']:>3}  test accuracy {record['10/accuracy']:.1%}"
+    return line + (f"  caught: {', '.join(shares)}" if shares else "")
+
+
+def _data(name: str, folder: str | Path | None, device: str) -> tuple[Dataset, Dataset]:
+    where = common.device(device)
+    return common.data_set(name, folder, "train").to(where), common.data_set(name, folder, "test").to(where)
+
+
+def _settings(given: list[str], named: dict[str, Any]) -> dict[str, Any]:
+    """The settings given as FIELD=VALUE, none of which may be among those already named."""
+    import json
+    from dataclasses import fields
+
+    from sparring.training import RetrainConfig
+
+    known = [field.name for field in fields(RetrainConfig)]
+    settings: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or name not in known:
+            raise ValueError(f"--set {text}: give FIELD=VALUE, FIELD one of {', '.join(known)}")
+        if name in named or name in settings:
+            raise ValueError(f"--set {text}: {name} is given twice")
+        try:
+            settings[name] = json.loads(value)
+        except json.JSONDecodeError:
+            settings[name] = value
+    return settings
+
+
+def count_or_share(value: float | None) -> int | float | None:
+    """1 or more is a count, less a share."""
+    return int(value) if value is not None and value >= 1 and value == int(value) else value
