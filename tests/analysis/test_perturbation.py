@@ -132,6 +132,15 @@ def test_pairs_that_are_done_are_not_asked_again() -> None:
     assert max(asked) == 4
 
 
+def test_images_that_no_longer_change_are_not_asked_about_again() -> None:
+    asked = []
+    weak = linear([[0.0, 0.0], [2.0, 0.0]], [0.0, 0.0])  # never above .88
+    weak.register_forward_hook(lambda _module, inputs, _output: asked.append(len(inputs[0])))
+    found = perturb(weak, images([[0.0, 0.0]]), torch.tensor([0]), images([[0.5, 0.0]]))
+    assert found.alpha.isnan().all()
+    assert asked == [1] * 13  # R, and the 12 factors up to 2, where the entry reaches 1
+
+
 def test_the_network_is_left_as_it_was() -> None:
     model = nn.Sequential(nn.Dropout(0.9), nn.BatchNorm2d(1, dtype=torch.float64), STEP).train()
     before, state = torch.get_rng_state(), model[1].running_mean.clone()

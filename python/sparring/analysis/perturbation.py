@@ -145,7 +145,8 @@ class Perturbations:
         elif not bool(self.success[index].all()):
             raise ValueError(f"index: no alpha was found for pair {int(index[~self.success[index]][0])}")
         clean, fooling = (images[i] for images, i in zip((self.clean, self.fooling), self.pairs[index].T, strict=True))
-        return torch.stack([clean, fooling, _laid_over(clean, fooling, self.alpha[index])], 1)
+        alpha = self.alpha[index].to(clean.dtype).reshape(-1, *(1,) * (clean.dim() - 1))
+        return torch.stack([clean, fooling, _laid_over(clean, fooling, alpha)], 1)
 
 
 def perturb(
@@ -162,7 +163,8 @@ def perturb(
 ) -> Perturbations:
     """Find the smallest alpha for which ``clip(clean + alpha * fooling, 0, 1)`` has the class of `fooling`.
 
-    All pairs go through the factors together, in ascending order, and leave where they succeed.
+    All pairs go through the factors together, in ascending order, and leave where they succeed. Where clip leaves an
+    image as it was at the factor before, the network is not asked again.
 
     Parameters
     ----------
@@ -198,9 +200,15 @@ def perturb(
         alpha = torch.full((len(pairs),), math.nan, dtype=torch.float64, device=clean.device)
         prob = torch.full((len(pairs),), math.nan, dtype=clean.dtype, device=clean.device)
         left = torch.arange(len(pairs), device=clean.device)
-        for factor in alphas:
+        for i, factor in enumerate(alphas):
             for some in torch.split(left, chunk_size):
-                images = _laid_over(clean[q[some]], fooling[r[some]], alpha.new_full((len(some),), factor))
+                images = _laid_over(clean[q[some]], fooling[r[some]], factor)
+                if i:  # an image that clip left as it was before needs no second answer
+                    before = _laid_over(clean[q[some]], fooling[r[some]], alphas[i - 1])
+                    changed = (images != before).flatten(1).any(1)
+                    some, images = some[changed], images[changed]
+                    if len(some) == 0:
+                        continue
                 probs = model(images).softmax(1)
                 wanted = attack_class[some]
                 p = probs.gather(1, wanted[:, None])[:, 0]
@@ -213,9 +221,9 @@ def perturb(
     return Perturbations(clean, fooling, pairs, attack_class, labels[q], alpha, prob)
 
 
-def _laid_over(clean: Tensor, fooling: Tensor, alpha: Tensor) -> Tensor:
-    """P of pairs of images (n, C, H, W) with factors (n,)."""
-    return (clean + alpha.to(clean.dtype).reshape(-1, *(1,) * (clean.dim() - 1)) * fooling).clamp(0, 1)
+def _laid_over(clean: Tensor, fooling: Tensor, alpha: Tensor | float) -> Tensor:
+    """P of pairs of images (n, ...), with one factor or some that broadcast."""
+    return (clean + alpha * fooling).clamp(0, 1)
 
 
 def _check_images(clean: Tensor, labels: Tensor, fooling: Tensor) -> None:
