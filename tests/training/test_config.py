@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
@@ -15,6 +16,21 @@ from sparring.training import PRESETS, RetrainConfig
         ("network", "new"),
         ("method", "sgd"),
         ("optimizer", "lion"),
+        ("mode", "batch"),
+        ("schedule", "linear"),
+        ("augment", "flip"),
+        ("loss", "mse"),
+        ("penalty", "output"),
+        ("anneal", "yes"),
+        ("anneal", True),
+        ("lam_final", 1.0),
+        ("lam_step", 5),
+        ("lr_step", -1),
+        ("pool_lr", 0.0),
+        ("generate_every", 0),
+        ("final_factor", 0),
+        ("other_images", -1),
+        ("weight_decay", -1.0),
         ("start", "white"),
         ("generations", 0),
         ("epochs", 0),
@@ -60,5 +76,27 @@ def test_every_field_is_documented() -> None:
 
 
 def test_presets() -> None:
-    assert set(PRESETS) == {"default", "quick", "full-sparse"}
+    assert set(PRESETS) == {
+        "default", "quick", "full-sparse", "full-non-sparse", "full-cifar", "fresh-each-generation",
+    }  # fmt: skip
     assert PRESETS["default"] == RetrainConfig()
+
+
+def test_settings_survive_json() -> None:
+    config = RetrainConfig(penalty={"input": 1.0, "relu1": 0.5}, lam=2.0, s_max=0.1)
+    assert RetrainConfig.from_json(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+def test_settings_of_another_version_are_refused() -> None:
+    settings = dataclasses.asdict(RetrainConfig())
+    with pytest.raises(ValueError, match="have unknown colour: it is of another version"):
+        RetrainConfig.from_json({**settings, "colour": 1})
+    del settings["mode"]
+    with pytest.raises(ValueError, match="lack mode: it is of another version"):
+        RetrainConfig.from_json(settings)
+
+
+def test_annealing_needs_a_weight_to_halve() -> None:
+    with pytest.raises(ValueError, match=r"anneal halves lam, but lam is 1\.0 for method 'l1'"):
+        RetrainConfig(anneal=True, lam=1.0, method="l1")
+    RetrainConfig(anneal=True, lam=1.0, method="l1", penalty="hidden")

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from sparring.data import Dataset
 from sparring.runs import Run
-from sparring.training import Progress, RetrainConfig, RetrainResult, retrain
+from sparring.training import Parts, Progress, RetrainConfig, RetrainResult, retrain
+from sparring.training.batches import Mixer, train_epoch
+from sparring.training.building import Learner, learning_rate, make_optimizer
 from sparring.training.evaluate import logits_of
-from sparring.training.fooling import FoolingSet
-from sparring.training.generate import Generate, attack, merge
+from sparring.training.fooling import FoolingSet, balanced_targets
+from sparring.training.generate import Generate, attempt, merge
 from sparring.training.labelling import FakeClasses
-from sparring.training.loop import train_epoch
-from sparring.training.state import State, make_optimizer, pack, unpack
+from sparring.training.state import State, pack, unpack
 from sparring.training.streams import global_stream, stream
 
 Network = Callable[[int], nn.Module]
@@ -28,9 +29,11 @@ Again = Callable[..., RetrainResult]
 def again(train: Dataset, test: Dataset, network: Network, config: RetrainConfig, steep: Generate) -> Again:
     """Run the small experiment; keywords change the configuration or are passed on."""
 
-    def run(generate: Generate = steep, run: Any = None, on_progress: Any = None, **changes: Any) -> RetrainResult:
-        changed = replace(config, **changes)
-        return retrain(train, test, network, changed, generate=generate, run=run, on_progress=on_progress)
+    def run(
+        generate: Generate | None = steep, run: Any = None, on_progress: Any = None, **changes: Any
+    ) -> RetrainResult:
+        changed, parts = replace(config, **changes), Parts(generate=generate)
+        return retrain(train, test, network, changed, parts=parts, run=run, on_progress=on_progress)
 
     return run
 
@@ -70,7 +73,7 @@ def test_still_fooled(again: Again, config: RetrainConfig) -> None:
     result = again()
     assert not result.verdict.robust
     assert result.verdict.fooled == result.final.fooled > 0
-    assert result.verdict.attempts == config.images + config.fresh == len(result.final)
+    assert result.verdict.attempts == 2 * (config.images + config.fresh) == len(result.final)
     assert str(result.verdict).startswith("still fooled: yield")
 
 
@@ -78,7 +81,7 @@ def test_robust_when_the_attack_finds_nothing(again: Again, nothing: Generate) -
     result = again(generate=nothing)
     assert result.verdict.robust
     assert result.verdict.generations == 0
-    asked = "within 42 images x 500 steps (p >= 0.5, sparsity <= 6)"
+    asked = "within 84 images x 1000 steps (p >= 0.5, sparsity <= 6)"
     assert str(result.verdict).startswith(f"robust to this process {asked}, but before any retraining")
     assert str(replace(result.verdict, generations=1)) == f"robust to this process {asked}"
     assert [record["kind"] for record in result.history[-2:]] == ["attack", "verdict"]
@@ -87,14 +90,15 @@ def test_robust_when_the_attack_finds_nothing(again: Again, nothing: Generate) -
 def test_success_is_judged_on_the_images_themselves(
     train: Dataset, network: Network, config: RetrainConfig, steep: Generate
 ) -> None:
-    model = network(6)
-    made, fresh = attack(model, steep, replace(config, p_min=0.2, s_max=4), train, generation=0)
+    model = network(6).train()
+    asked, targets = replace(config, p_min=0.2, s_max=4), balanced_targets(30, 3)
+    made = attempt(model, steep, targets, train.input_shape, asked, stream(0, "attack"))
     probability = logits_of(model, made.images).softmax(1).gather(1, made.targets[:, None])[:, 0]
     assert torch.equal(made.prob, probability)
     assert torch.equal(made.sparsity, made.images.count_nonzero((1, 2, 3)))
     assert torch.equal(made.success, (made.prob >= 0.2) & (made.sparsity <= 4))
-    assert (len(made), len(fresh)) == (config.images, config.fresh)
-    assert made.targets.bincount().tolist() == [10, 10, 10]
+    assert torch.equal(made.targets, targets)
+    assert all(module.training for module in model.modules())  # though the attack put it in eval mode
 
 
 def test_generator_of_wrong_shape_is_refused(again: Again, steep: Generate) -> None:
@@ -154,24 +158,37 @@ def test_fooling_images_are_repeated_to_their_share(train: Dataset, network: Net
             return output
 
     model = Counting()
-    state = State(model, make_optimizer(config, model.parameters()), generation=1, epoch=4)
     zeros = torch.zeros(4, dtype=torch.int64)
-    state.train_sets = [FoolingSet(torch.rand(4, 1, 4, 4), zeros, zeros.float(), zeros, zeros, zeros == 0)]
-    train_epoch(state, train, FakeClasses(3), replace(config, fooling_share=0.25), lambda fraction: None)
+    fooling = FoolingSet(torch.rand(4, 1, 4, 4), zeros, zeros.float(), zeros, zeros, zeros == 0)
+    learner = Learner(model, make_optimizer(config, model.parameters()))
+    mixer = Mixer(train, FakeClasses(3), replace(config, fooling_share=0.25), (4,))
+    train_epoch(learner, mixer.mixed(fooling), config, (4,), lambda fraction: None)
     assert sum(seen) == 90 + 8 * 4  # the least number of repetitions that makes a quarter
     assert max(seen) - min(seen) <= 1
     assert max(seen) <= config.batch_size
 
 
-def test_learning_rate_decays_and_starts_again(train: Dataset, network: Network, config: RetrainConfig) -> None:
-    config = replace(config, lr=1.0, lr_decay=0.5, optimizer="sgd", pretrain_epochs=2, epochs=3)
-    model = network(6)
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [("step", [1.0, 0.5, 0.25]), ("cosine", [1.0, 0.75, 0.25]), ("constant", [1.0, 1.0, 1.0])],
+)
+def test_learning_rate_by_schedule(config: RetrainConfig, schedule: Any, rates: list[float]) -> None:
+    config = replace(config, lr=1.0, lr_decay=0.5, schedule=schedule)
+    assert [learning_rate(config, epoch, 3) for epoch in range(3)] == pytest.approx(rates)
+
+
+def test_learning_rate_starts_again_in_every_generation(
+    train: Dataset, test: Dataset, network: Network, config: RetrainConfig, steep: Generate
+) -> None:
     rates = []
-    for generation, epoch in ((0, 0), (0, 1), (1, 2), (1, 3), (1, 4), (2, 5)):
-        state = State(model, make_optimizer(config, model.parameters()), generation=generation, epoch=epoch)
-        train_epoch(state, train, FakeClasses(3), config, lambda fraction: None)
-        rates.append(state.optimizer.param_groups[0]["lr"])
-    assert rates == [1.0, 0.5, 1.0, 0.5, 0.25, 1.0]
+
+    def note(learner: Learner, *arguments: Any) -> float:
+        rates.append(learner.optimizer.param_groups[0]["lr"])
+        return train_epoch(learner, *arguments)
+
+    changed = replace(config, lr=0.04, lr_decay=0.5, pretrain_epochs=3, epochs=2, generations=2)
+    retrain(train, test, network, changed, parts=Parts(generate=steep, train=note))
+    assert rates == [0.04, 0.02, 0.01, 0.04, 0.02, 0.04, 0.02]
 
 
 def test_same_seed_same_bits_and_no_trace(again: Again) -> None:
@@ -204,17 +221,28 @@ def test_packed_state_is_the_same_state(
     def new(seed: int) -> State:
         torch.manual_seed(seed)
         model = network(6)
-        return State(model, make_optimizer(config, model.parameters()))
+        return State(Learner(model, make_optimizer(config, model.parameters())))
+
+    def train_on(state: State) -> float:
+        batches = Mixer(train, FakeClasses(3), config, (0,)).mixed(None)
+        return train_epoch(state.learner, batches, config, (0,), lambda fraction: None)
 
     state = new(0)
-    train_epoch(state, train, FakeClasses(3), config, lambda fraction: None)
-    state.epoch = 1
+    train_on(state)
     restored = new(1)
     unpack(restored, *pack(state))
-    losses = [train_epoch(s, train, FakeClasses(3), config, lambda fraction: None) for s in (state, restored)]
-    assert losses[0] == losses[1]
-    for one, two in zip(state.model.parameters(), restored.model.parameters(), strict=True):
+    assert train_on(state) == train_on(restored)
+    for one, two in zip(state.learner.model.parameters(), restored.learner.model.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+def test_checkpoint_of_another_version_is_refused(network: Network, config: RetrainConfig) -> None:
+    model = network(6)
+    state = State(Learner(model, make_optimizer(config, model.parameters())))
+    tensors, json = pack(state)
+    for older in ({**json, "format": "sparring retrain 1"}, {"epoch": 3, "generation": 0}):
+        with pytest.raises(ValueError, match="the checkpoint is of another version"):
+            unpack(state, tensors, older)
 
 
 class Stopped(Exception):
@@ -222,29 +250,52 @@ class Stopped(Exception):
 
 
 @pytest.mark.parametrize("network_mode", ["continue", "fresh"])
-def test_resumed_anywhere_ends_with_the_same_bits(again: Again, tmp_path: Path, network_mode: str) -> None:
+@pytest.mark.parametrize("mode", ["epoch", "batches", "continuous"])
+def test_stopped_and_resumed_after_every_step_ends_with_the_same_bits(
+    again: Again, tmp_path: Path, mode: str, network_mode: str
+) -> None:
+    """With everything on: an independent network, other processes, augmentation, attacks that want a smaller lam."""
+    everything: dict[str, Any] = {
+        "generate": None, "method": "prox", "steps": 10, "lam": 6.0, "anneal": True, "s_max": 8, "p_min": 0.4,
+        "independent": True, "independent_epochs": 2, "other_images": 6, "other_steps": 2, "augment": "affine",
+        "schedule": "cosine", "weight_decay": 1e-4, "generate_every": 2, "batch_images": 4, "pool_images": 6,
+        "keep": 0.5, "fooling_share": 0.5, "generations": 2, "epochs": 3, "mode": mode, "network": network_mode,
+    }  # fmt: skip
     whole = Run.create(tmp_path, "whole", {})
     with whole:
-        wanted = again(run=whole, network=network_mode)
-    steps = len(wanted.history)
-    for stop in range(1, steps, 3):
-        run = Run.create(tmp_path, f"stopped-{stop}", {})
-        left = stop
+        wanted = again(run=whole, **everything)
+    assert {record["kind"] for record in wanted.history} == {
+        "independent", "independent attack", "epoch", "attack", "verdict",
+    }  # fmt: skip
+    last = of_kind(wanted, "attack")[-1]
+    assert last["generation"] > 0
+    assert last["attack/lam"] < 6
 
-        def count(progress: Progress) -> None:
-            nonlocal left
-            left -= progress.doing.startswith(("attack", "done")) or progress.done % 1 == 0
-            if left < 0:
+    path, resumed, stops = Run.create(tmp_path, "stopped", {}).path, None, 0
+    while resumed is None:
+        begun: list[str] = []
+
+        def stop_at_the_second(progress: Progress, begun: list[str] = begun) -> None:
+            begun.append(progress.doing)
+            if progress.doing != begun[0]:
                 raise Stopped
 
-        with pytest.raises(Stopped), run:
-            again(run=run, on_progress=count, network=network_mode)
-        with Run.open(run.path) as run:
-            resumed = again(run=run, network=network_mode)
-        assert resumed.history == wanted.history
-        assert (run.path / "metrics.jsonl").read_bytes() == (whole.path / "metrics.jsonl").read_bytes()
-        for name, tensor in wanted.model.state_dict().items():
-            assert torch.equal(tensor, resumed.model.state_dict()[name])
+        try:
+            with Run.open(path) as run:
+                resumed = again(run=run, on_progress=stop_at_the_second, **everything)
+        except Stopped:
+            stops += 1
+    assert stops > 12
+    assert resumed.history == wanted.history
+    assert (path / "metrics.jsonl").read_bytes() == (whole.path / "metrics.jsonl").read_bytes()
+    one, two = (Run.open(folder).checkpoint() for folder in (path, whole.path))
+    assert one is not None
+    assert two is not None
+    assert one[1] == two[1]
+    assert one[0].keys() == two[0].keys()
+    assert all(torch.equal(one[0][name], two[0][name]) for name in two[0])
+    assert ("pool/exp_avg" in two[0]) == (mode == "continuous")
+    assert resumed.best_epoch == wanted.best_epoch
 
 
 def test_resuming_a_finished_run_changes_nothing(again: Again, tmp_path: Path) -> None:

@@ -200,14 +200,16 @@ def retrain(
         elif attack_is_due(state, config):
             progress(f"attack on the network of generation {state.generation}")
             attempts = attack(state, state.learner.model, real, config, parts, "attack")
-            attack_otherwise(state, real, config)
-            log("attack", generation_metrics(state, attempts, real, config))
+            metrics = generation_metrics(state, attempts, real, config)
             if not attempts.success.any() and config.anneal and state.halvings < config.halvings:
+                log("attack", metrics)
                 state.halvings += 1  # and the same network is attacked again
-            elif not attempts.success.any() or state.generation == config.generations:
-                state.over = True
             else:
-                begin_generation(state, attempts, network, real, config, parts)
+                log("attack", metrics | attack_otherwise(state, real, config))
+                if attempts.success.any() and state.generation < config.generations:
+                    begin_generation(state, attempts, network, real, config, parts)
+                else:
+                    state.over = True
         else:
             doing = f"generation {state.generation}, epoch {state.learner.epoch + 1}"
             loss = train_network(state, real, labels, config, parts, partial(progress, doing))

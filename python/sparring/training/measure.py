@@ -83,15 +83,12 @@ def epoch_metrics(state: State, real: Real, labels: Labels, config: RetrainConfi
 
 
 def generation_metrics(state: State, attempts: FoolingSet, real: Real, config: RetrainConfig) -> Metrics:
-    """Metrics 0 and 1 of an attack, and what the attacks by different processes (7) reached beside it."""
+    """Metrics 0 and 1 of an attack, and the weight of its penalty."""
     classes = real.train.classes
     metrics = attack_metrics("0", attempts, classes)
     independent = None if state.independent is None else state.independent.model
     test = _sample(real.test, config.eval_images, stream(config.seed, "real test"))
     metrics |= distribution_metrics(attempts.successes, real.train, test, independent)
-    for group, sets in state.other_sets.items():
-        if group.startswith("7"):
-            metrics |= attack_metrics(group, sets[-1], classes)
     if config.lam is not None:
         metrics["attack/lam"] = config.lam * 0.5**state.halvings
     return metrics

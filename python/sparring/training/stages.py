@@ -10,7 +10,7 @@ from torch import nn
 from sparring.training.batches import Mixer
 from sparring.training.building import Learner, NetworkSource, learning_rate, new_learner
 from sparring.training.config import RetrainConfig
-from sparring.training.evaluate import Metrics, real_metrics
+from sparring.training.evaluate import Metrics, attack_metrics, real_metrics
 from sparring.training.fooling import FoolingSet, balanced_targets, join
 from sparring.training.generate import attempt, other_processes, recover_with
 from sparring.training.labelling import Labels
@@ -39,15 +39,19 @@ def attack(
     return attempt(model, generate, targets, shape, config, generator)
 
 
-def attack_otherwise(state: State, real: Real, config: RetrainConfig) -> None:
-    """Attack the network under training by the different processes of metric 7, and keep their attempts."""
+def attack_otherwise(state: State, real: Real, config: RetrainConfig) -> Metrics:
+    """Attack the network under training by the different processes of metric 7, and keep the attempts."""
+    metrics: Metrics = {}
     if config.other_images == 0:
-        return
-    targets = balanced_targets(config.other_images, real.train.classes).to(real.train.labels.device)
+        return metrics
+    shape, classes = real.train.input_shape, real.train.classes
+    targets = balanced_targets(config.other_images, classes).to(real.train.labels.device)
     for group, generate in other_processes(config, real.train.images[0].numel()).items():
-        generator = stream(config.seed, group, state.generation, state.halvings)
-        attempts = attempt(state.learner.model, generate, targets, real.train.input_shape, config, generator)
+        generator = stream(config.seed, group, state.generation)
+        attempts = attempt(state.learner.model, generate, targets, shape, config, generator)
         state.other_sets.setdefault(group, []).append(attempts)
+        metrics |= attack_metrics(group, attempts, classes)
+    return metrics
 
 
 def begin_generation(
