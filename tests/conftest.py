@@ -11,7 +11,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-sys.path.insert(0, str(Path(__file__).parent))  # for `import simt`
+sys.path.insert(0, str(Path(__file__).parent))  # for `import simt` and others
+from browser import CHROMIUM
 
 # Compiled code is quick but its first call may build something: no deadline. Derandomised: a failure repeats.
 settings.register_profile(
@@ -26,6 +27,7 @@ SHARED = Path(os.environ.get("SPARRING_SHARED", Path(__file__).resolve().parents
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "browser: needs Chromium (or Chrome) on the PATH")
     config.addinivalue_line("markers", "shared: needs the folder of reference networks and data (SPARRING_SHARED)")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # inherited from a shell that started this in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -34,8 +36,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect, rather than skip, the tests marked `cuda` where no device is and `shared` where the folder is not."""
-    at_hand = {"cuda": torch.cuda.is_available(), "shared": (SHARED / "models").is_dir()}
+    """Deselect, rather than skip, the tests whose mark names what is not here: a device, a browser, a folder."""
+    at_hand = {
+        "browser": CHROMIUM is not None,
+        "cuda": torch.cuda.is_available(),
+        "shared": (SHARED / "models").is_dir(),
+    }
     absent = [item for item in items if any(item.get_closest_marker(name) for name, is_ in at_hand.items() if not is_)]
     if absent:
         items[:] = [item for item in items if item not in absent]

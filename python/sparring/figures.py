@@ -41,7 +41,7 @@ LIGHT = Theme(
     ink="#1d2430",
     faint="#667085",
     grid="#e4e7ec",
-    series=("#1f6feb", "#d9630f", "#0b8a7d", "#8a4fc7", "#7a869a"),
+    series=("#1f6feb", "#d9630f", "#0b8a7d", "#8a4fc7", "#7a869a", "#b8860b", "#c2346e"),
     ramp=("#f2f5fa", "#8fb8f6", "#123f8c"),
 )
 DARK = Theme(
@@ -50,7 +50,7 @@ DARK = Theme(
     ink="#e8ecf3",
     faint="#98a3b5",
     grid="#2b3340",
-    series=("#6aa5ff", "#ff9a52", "#3ecfbd", "#c195f5", "#98a3b5"),
+    series=("#6aa5ff", "#ff9a52", "#3ecfbd", "#c195f5", "#98a3b5", "#e0b94a", "#ff86b4"),
     ramp=("#1d2430", "#2b63b8", "#a9cbff"),
 )
 
@@ -130,7 +130,7 @@ def share_map(
 
     names = rows or [str(c) for c in range(len(values))]
     height = max(0.19 * len(values), 0.9)
-    left = LEFT if not rows else 0.2 + 0.066 * max(len(name) for name in rows)
+    left = LEFT if not rows else 0.2 + 0.25 * bool(y) + 0.066 * max(len(name) for name in rows)
     figure, axes = _axes(theme, height, top=0.1, right=0.75, left=left)
     colours = LinearSegmentedColormap.from_list("ramp", theme.ramp)
     drawn = axes.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=0, vmax=1, aspect="auto", interpolation="none")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sparring.report.page import Section, Summary
 from sparring.report.retrain import curves, images, perturbation, verdict
-from sparring.report.retrain.experiment import Experiment, keep_reference
+from sparring.report.retrain.experiment import PROCESSES, Experiment, keep_reference
 from sparring.report.retrain.perturbation import keep_perturbation
 from sparring.runs import Run
 
@@ -18,10 +18,11 @@ def story(run: Run) -> tuple[Summary, list[Section]]:
         verdict.overview(found),
         curves.attack(found),
         images.images(found),
-        *(curves.detection(found, metric) for metric in ("2", "3", "4", "5", "6", *curves.PROCESSES)),
+        *(images.detection(found, metric) for metric in ("2", "3", "4", "5", "6", *PROCESSES)),
         verdict.final(found),
         curves.real(found, "9"),
         curves.real(found, "10"),
+        curves.losses(found),
         curves.selection(found),
         perturbation.section(found),
     ]

@@ -11,7 +11,7 @@ import numpy as np
 from sparring import figures
 from sparring._text import percent
 from sparring.report.page import Draw, Picture, Section, Table
-from sparring.report.retrain.experiment import Experiment, in_words
+from sparring.report.retrain.experiment import PROCESSES, Experiment, in_words
 from sparring.runs import Record
 from sparring.training.fooling import BINS
 from sparring.training.metrics import METRICS
@@ -31,11 +31,6 @@ SELECTION = (
     "2 / H = 1 / A + mean(1 / C): A the accuracy on real images, C the shares caught of each of the sets 2 to 7 that "
     "there are. H is high only where nothing is forgotten for anything else."
 )
-
-
-# Metrics of more than one process, each with a section of its own.
-PROCESSES = {"7-de": "differential evolution", "7-prox": "soft threshold", "7-l1": "projected L1"}
-NUMBERED = ("0", "1", "2", "3", "4", "5", "6", *PROCESSES, "8", "9", "10")
 
 
 def title(metric: str) -> str:
@@ -103,10 +98,10 @@ def attack(found: Experiment) -> Section:
     return section("0", pictures, "Retraining helps where fewer attempts fool it, or they need more pixels or steps.")
 
 
-def detection(found: Experiment, metric: str) -> Section:
+def detection(found: Experiment, metric: str) -> list[Picture]:
     """One of the metrics 2 to 7: are these fooling images recognised?"""
     names = {name: f"{metric}/{key}" for name, key in DETECTION.items()}
-    return section(metric, _by_epoch(found, metric, names, "caught", "images caught"))
+    return _by_epoch(found, metric, names, "caught", "images caught")
 
 
 def real(found: Experiment, metric: str) -> Section:
@@ -118,37 +113,58 @@ def real(found: Experiment, metric: str) -> Section:
 def selection(found: Experiment) -> Section:
     """The harmonic mean over the epochs, and where it is best."""
     series = found.over_epochs({"any fake class": "selection/h", "exact fake class": "selection/h_exact"})
-    pictures = []
-    if series:
-        epochs, values = series["any fake class"]
-        best = int(np.argmax(values))
-        pictures.append(
-            Picture(
-                "selection",
-                "Harmonic mean",
-                f"best after epoch {epochs[best]:.0f}: {percent(values[best])}",
-                f"Curves of the harmonic mean by epoch, {in_words(series)}; the best is epoch "
-                f"{epochs[best]:.0f} with {values[best]:.3g}.",
-                partial(
-                    figures.curves,
-                    series=series,
-                    x="epoch",
-                    y="",
-                    shares=True,
-                    marks=found.marks,
-                    at=("best", epochs[best]),
-                ),
-            )
+    if not series:
+        return Section("", "", "", [])
+    epochs, values = series["any fake class"]
+    best = int(np.argmax(values)) if any(values) else None
+    said = (
+        "no epoch has one above 0" if best is None else f"best after epoch {epochs[best]:.0f}: {percent(values[best])}"
+    )
+    pictures = [
+        Picture(
+            "selection",
+            "Harmonic mean",
+            said,
+            f"Curves of the harmonic mean by epoch, {in_words(series)}; {said}.",
+            partial(
+                figures.curves,
+                series=series,
+                x="epoch",
+                y="",
+                shares=True,
+                marks=found.marks,
+                at=None if best is None else ("best", epochs[best]),
+            ),
         )
+    ]
     return Section("", "Which epoch is the best?", SELECTION, pictures)
 
 
+def losses(found: Experiment) -> Section:
+    """The loss of training, and of every metric that has one."""
+    real = {"training, all images": "train/loss", "9 training": "9/loss", "10 test": "10/loss"}
+    fooling = {metric: f"{metric}/loss" for metric in ("2", "3", "4", "5", "6", *PROCESSES)}
+    groups = {"Real images": found.over_epochs(real), "Fooling images, by metric": found.over_epochs(fooling)}
+    pictures = [
+        Picture(
+            f"losses_{i}",
+            name,
+            "cross-entropy to the labels wanted: mean, in nats",
+            f"Curves of the mean cross-entropy by epoch, {name.lower()}: {in_words(series)}.",
+            partial(figures.curves, series=series, x="epoch", y="nats", marks=found.marks),
+        )
+        for i, (name, series) in enumerate(groups.items())
+        if series
+    ]
+    return Section("", "Losses", "The numbers are those of the metrics above.", pictures)
+
+
 def _by_epoch(found: Experiment, metric: str, names: dict[str, str], key: str, what: str) -> list[Picture]:
-    """Curves of shares over the epochs, a map of one of them by class, and the loss; nothing without records."""
+    """Curves of shares over the epochs, and a map of one of them by class; nothing without records."""
     records = [record for record in found.epochs if f"{metric}/{key}" in record]
     if not records:
         return []
-    series, loss = found.over_epochs(names), found.over_epochs({"loss": f"{metric}/loss"})
+    series = found.over_epochs(names)
     return [
         Picture(
             f"{metric}_curves",
@@ -163,13 +179,6 @@ def _by_epoch(found: Experiment, metric: str, names: dict[str, str], key: str, w
             f"share of {what}; empty: none of that class",
             f"Map of the share of {what}, by class and epoch, metric {metric}.",
             _map(records, "epoch", found.by_class(f"{metric}/{key}", records), x="epoch"),
-        ),
-        Picture(
-            f"{metric}_loss",
-            "Cross-entropy",
-            "to the labels wanted: mean, in nats",
-            f"Curve of the mean cross-entropy by epoch, metric {metric}: {in_words(loss)}.",
-            partial(figures.curves, series=loss, x="epoch", y="nats", marks=found.marks),
         ),
     ]
 

@@ -18,6 +18,10 @@ from sparring.training.config import RetrainConfig
 from sparring.training.fooling import FoolingSet
 from sparring.training.state import read_sets
 
+# Metric 7 has a group of numbers, and here a section, for each process.
+PROCESSES = {"7-de": "differential evolution", "7-prox": "soft threshold", "7-l1": "projected L1"}
+NUMBERED = ("0", "1", "2", "3", "4", "5", "6", *PROCESSES, "8", "9", "10")
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -45,15 +49,16 @@ class Experiment:
         self.run = run
         self.config = run.config
         self.settings: dict[str, Any] = run.config["retrain"]
-        records = run.records()
-        self.epochs = [record for record in records if record["kind"] == "epoch"]
-        self.attacks = [record for record in records if record["kind"] == "attack"]
-        self.verdict = next((record for record in records if record["kind"] == "verdict"), None)
+        self.records = run.records()
+        self.epochs = [record for record in self.records if record["kind"] == "epoch"]
+        self.attacks = [record for record in self.records if record["kind"] == "attack"]
+        self.verdict = next((record for record in self.records if record["kind"] == "verdict"), None)
         found = run.checkpoint()
         if found is None or not self.epochs:
             raise RunError(f"{run.path} has no finished epoch yet: there is nothing to report")
         self.fresh = read_sets(found[0], "fresh")
         self.final = read_sets(found[0], "final")
+        self.others = {metric: read_sets(found[0], metric) for metric in ("6", *PROCESSES)}
         self.classes = int(self.config["data"]["classes"])
         self.marks = [float(record["epoch"]) for record in self.attacks]
         self.real = load(run.path / "real.safetensors")

@@ -13,6 +13,7 @@ import torch
 from sparring import figures
 from sparring.figures import Theme
 from sparring.report.page import Picture, Section, as_picture
+from sparring.report.retrain import curves
 from sparring.report.retrain.curves import GENERATIONS, section
 from sparring.report.retrain.experiment import Experiment, in_words
 from sparring.training.fooling import BINS, FoolingSet
@@ -33,6 +34,21 @@ def images(found: Experiment) -> Section:
     real = ": a real image on the left, then" if found.real else ":"
     pictures = [*_grids(found), *_histograms(found), *_outside(found)]
     return section("1", pictures, HOW_TO_READ.format(real=real))
+
+
+def detection(found: Experiment, metric: str) -> Section:
+    """One of the metrics 2 to 7; with a grid of images where they are made against another network or another way."""
+    sets = found.others.get(metric)
+    grid = [
+        Picture(
+            f"{metric}_images",
+            "The images",
+            "those made last, as in the grids above",
+            f"Grid of the images of metric {metric}, one row for each class.",
+            partial(_by_success, found, sets[-1]),
+        )
+    ] if sets else []  # fmt: skip
+    return section(metric, [*curves.detection(found, metric), *grid])
 
 
 def _grids(found: Experiment) -> Iterator[Picture]:
@@ -59,9 +75,11 @@ def _by_success(found: Experiment, shown: FoolingSet, theme: Theme) -> Figure:
     for c in range(found.classes):
         of_class = shown[shown.targets == c]
         order = torch.argsort(of_class.success.int(), descending=True, stable=True)[:SHOWN]
-        pictures = [as_picture(image) for image in of_class.images[order]]
-        remark = f"{int(of_class.success.sum())} of {len(of_class)}"
-        rows.append((str(c), pictures, of_class.success[order].tolist(), remark))
+        pictures: list[np.ndarray | None] = [None] * SHOWN
+        framed = [False] * SHOWN
+        pictures[: len(order)] = map(as_picture, of_class.images[order])
+        framed[: len(order)] = of_class.success[order].tolist()
+        rows.append((str(c), pictures, framed, f"{int(of_class.success.sum())} of {len(of_class)}"))
     return figures.image_grid(theme, rows, _reals(found))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
+    from sparring.analysis import Perturbations
     from sparring.data import Dataset
     from sparring.training.fooling import FoolingSet
 
 FILE = "perturbation.safetensors"
 EACH = 3  # fooling images of each target, and real images of each class: all pairs of them are tried
+SHOWN = 2  # pairs of a class in the strip of pictures
 TEXT = (
     "How much of a fooling image R, added to a real test image Q, makes the final network see R's class with p above "
     ".9? The table gives the median of the smallest alpha in clip(Q + alpha R, 0, 1), a row for each class that the "
@@ -48,7 +51,7 @@ def keep_perturbation(run: Run, model: nn.Module, test: Dataset, made: FoolingSe
     chosen = torch.cat([likeliest[made.targets[likeliest] == c][:EACH] for c in range(test.classes)])
     first = torch.cat([(test.labels == c).nonzero()[:EACH, 0] for c in range(test.classes)])
     found = perturb(model, test.images[first], test.labels[first], made.images[chosen])
-    shown = _shown(found.attack_class, found.alpha)
+    shown = _shown(found)
     q, r, p = found.strip(shown).unbind(1)
     kept = {
         "attack": found.attack_class, "truth": found.true_class, "alpha": found.alpha,
@@ -94,7 +97,7 @@ def section(found: Experiment) -> Section:
             Picture(
                 "perturbation_pairs",
                 "Real, fooling, and both",
-                "for each class that R is seen as, the pair with the smallest alpha above 0",
+                "for each class that R is seen as, two pairs with the smallest alpha above 0",
                 "Grid of images, a row for each class of R: a real image Q, a fooling image R, and clip(Q + alpha R).",
                 partial(_pairs, kept, found.classes),
             ),
@@ -104,22 +107,28 @@ def section(found: Experiment) -> Section:
     return Section("", "Real images perturbed by fooling images", TEXT, pictures, Table(head, lines))
 
 
-def _shown(attack: Tensor, alpha: Tensor) -> Tensor:
-    """Of each attack class in ascending order, the first pair with the smallest alpha above 0, if there is one."""
+def _shown(found: Perturbations) -> Tensor:
+    """Of each attack class `SHOWN` pairs with the smallest alpha above 0, each with another true class of Q."""
     indices = []
-    for c in sorted(set(attack.tolist())):
-        of_class = ((attack == c) & (alpha > 0)).nonzero()[:, 0]  # NaN, where no alpha was found, is not
-        if len(of_class):
-            indices.append(of_class[alpha[of_class].argmin()])
-    return torch.stack(indices) if indices else alpha.new_zeros(0, dtype=torch.int64)
+    order = found.alpha.argsort(stable=True)
+    order = order[found.alpha[order] > 0]  # NaN, where no alpha was found, is not
+    for c in sorted(set(found.attack_class.tolist())):
+        of_class = order[found.attack_class[order] == c]
+        truths = found.true_class[of_class].tolist()
+        indices += [of_class[truths.index(t)] for t in [*dict.fromkeys(truths)][:SHOWN]]
+    return torch.stack(indices) if indices else order[:0]
 
 
 def _pairs(kept: dict[str, Tensor], classes: int, theme: Theme) -> Figure:
-    rows = []
-    for q, r, p, alpha, c in zip(*(kept[f"shown/{key}"] for key in ("q", "r", "p", "alpha", "attack")), strict=True):
-        pictures = [as_picture(q), as_picture(r), as_picture(p)]
-        rows.append((_class(int(c), classes), pictures, [False, False, True], f"α {number(float(alpha))}"))
-    return figures.image_grid(theme, rows, [], ("Q", "R", "clip(Q + αR)"))
+    rows: list[tuple[str, Sequence[np.ndarray | None], Sequence[bool], str]] = []
+    for c in sorted(set(kept["shown/attack"].tolist())):
+        of_class = (kept["shown/attack"] == c).nonzero()[:, 0].tolist()
+        pictures: list[np.ndarray | None] = [None] * (3 * SHOWN)
+        for i, index in enumerate(of_class):
+            pictures[3 * i : 3 * i + 3] = [as_picture(kept[f"shown/{key}"][index]) for key in "qrp"]
+        alphas = ", ".join(number(float(kept["shown/alpha"][index])) for index in of_class)
+        rows.append((_class(c, classes), pictures, [False] * len(pictures), f"α {alphas}"))
+    return figures.image_grid(theme, rows, [], ("Q", "R", "Q + αR") * SHOWN)
 
 
 def _class(c: int, classes: int) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 from sparring import figures
 from sparring._text import number, percent, plural
 from sparring.report.page import Picture, Section, Summary, Table, Tile
-from sparring.report.retrain.curves import NUMBERED, section, title
-from sparring.report.retrain.experiment import Experiment
+from sparring.report.retrain.curves import section, title
+from sparring.report.retrain.experiment import NUMBERED, Experiment
 
 CAVEAT = (
     "This is said of one attack with one budget: another process, more steps or more pixels may find what it did not. "
@@ -122,16 +122,15 @@ def _setting_up(found: Experiment) -> dict[str, Any]:
 
 def overview(found: Experiment) -> Section:
     """Every metric with its first and last value."""
-    records = [*found.attacks, *found.epochs, *([found.verdict] if found.verdict else [])]
     lines = []
     for metric in NUMBERED:
         for key, what in (SHARES | NUMBERS).items():
-            values = [record[f"{metric}/{key}"] for record in records if f"{metric}/{key}" in record]
+            values = [record[f"{metric}/{key}"] for record in found.records if f"{metric}/{key}" in record]
             if values:
                 write = percent if key in SHARES else number
-                lines.append([f"{metric} {title(metric)}", what, write(values[0]), write(values[-1])])
+                lines.append([metric, what, write(values[0]), write(values[-1]), title(metric)])
     text = "First: when it was first measured. Last: at the end."
-    return Section("", "In numbers", text, [], Table(["metric", "what", "first", "last"], lines))
+    return Section("", "In numbers", text, [], Table(["metric", "what", "first", "last", "measured on"], lines))
 
 
 def final(found: Experiment) -> Section:
@@ -150,7 +149,7 @@ def final(found: Experiment) -> Section:
         for name, (record, m, most) in budgets.items()
     ]  # fmt: skip
     name, (record, m, _) = list(budgets.items())[-1]
-    keys = {str(c): f"{m}/yield/class_{c}" for c in range(found.classes)}
+    keys = {f"class {c}": f"{m}/yield/class_{c}" for c in range(found.classes)}
     by_class = {c: record[key] for c, key in keys.items() if key in record}
     whole = record[f"{m}/yield"]
     picture = Picture(

@@ -1,0 +1,69 @@
+"""The report in a real browser, on a screen and on a phone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from browser import Browser
+from made_runs import make
+from sparring import report
+
+pytestmark = pytest.mark.browser
+
+PHONE = 390
+FIGURES = "[...document.images].map(i => [i.alt, i.naturalWidth, i.clientWidth])"
+ALL_LOADED = "Promise.all([...document.images].map(i => { i.loading = 'eager'; return i.decode(); })).then(() => true)"
+# Boxes that reach beyond a phone's window, unless they are inside of one that scrolls by itself.
+SPILLS = (
+    "[...document.querySelectorAll('main *')].filter(e => !e.parentElement.closest('.scroll') && "
+    f"e.getBoundingClientRect().right > {PHONE} + .5).map(e => e.outerHTML.slice(0, 99))"
+)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with every metric in it."""
+    run, _ = make(
+        tmp_path_factory.mktemp("runs"), independent=True, independent_epochs=1, other_images=4, other_steps=2
+    )
+    return report.write(run, small=True)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with Browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("width", [PHONE, 1280])
+@pytest.mark.parametrize("dark", [False, True])
+def test_every_figure_is_there_and_said_in_words(browser: Browser, page: Path, width: int, dark: bool) -> None:
+    browser.show(page, width, dark=dark)
+    assert browser.evaluate(ALL_LOADED)
+    figures = browser.evaluate(FIGURES)
+    assert len(figures) == len(list((page.parent / "figures").glob("*.png"))) > 40
+    assert all(len(alt) > 20 and natural > 100 and 0 < shown <= width for alt, natural, shown in figures)
+    assert browser.complaints == []
+
+
+def test_phone_scrolls_down_only(browser: Browser, page: Path) -> None:
+    browser.show(page, PHONE)
+    assert browser.evaluate("innerWidth") == PHONE
+    assert browser.evaluate("document.documentElement.scrollWidth") == PHONE
+    assert browser.evaluate(SPILLS) == []
+
+
+def test_a_page_that_is_wrong_is_found_out(browser: Browser, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.html"
+    wrong.write_text(
+        "<!doctype html><meta name=viewport content='width=device-width'><main><p style='width:999px'>wide</p></main>"
+        "<img src='data:image/png;base64,AAAA'><script>console.error('wrong')</script>"
+    )
+    browser.show(wrong, PHONE)
+    assert len(browser.evaluate(SPILLS)) == 1
+    assert browser.evaluate(FIGURES)[0][:2] == ["", 0]
+    assert any("wrong" in complaint for complaint in browser.complaints)
+    browser.complaints.clear()
