@@ -42,6 +42,7 @@ from sparring.training import PRESETS, RetrainConfig
         ("seed", -1),
         ("keep", 1.5),
         ("p_min", float("nan")),
+        ("other_p_min", 1.5),
         ("mask_fraction", 1.0),
         ("fooling_share", 1.0),
         ("lam", -0.1),

@@ -87,12 +87,10 @@ def test_robust_when_the_attack_finds_nothing(again: Again, nothing: Generate) -
     assert [record["kind"] for record in result.history[-2:]] == ["attack", "verdict"]
 
 
-def test_success_is_judged_on_the_images_themselves(
-    train: Dataset, network: Network, config: RetrainConfig, steep: Generate
-) -> None:
+def test_success_is_judged_on_the_images_themselves(train: Dataset, network: Network, steep: Generate) -> None:
     model = network(6).train()
-    asked, targets = replace(config, p_min=0.2, s_max=4), balanced_targets(30, 3)
-    made = attempt(model, steep, targets, train.input_shape, asked, stream(0, "attack"))
+    targets = balanced_targets(30, 3)
+    made = attempt(model, steep, targets, train.input_shape, stream(0, "attack"), p_min=0.2, s_max=4)
     probability = logits_of(model, made.images).softmax(1).gather(1, made.targets[:, None])[:, 0]
     assert torch.equal(made.prob, probability)
     assert torch.equal(made.sparsity, made.images.count_nonzero((1, 2, 3)))

@@ -121,7 +121,8 @@ class Mixer:
         targets = balanced_targets(self.config.batch_images, self.real.classes).to(self.real.labels.device)
         draws = stream(self.config.seed, "attack in training", *self.place, batch)
         targets = (targets + batch // self.config.generate_every) % self.real.classes  # not the first ones every time
-        return attempt(learner.model, generate, targets, self.real.input_shape, self.config, draws)
+        shape, limit = self.real.input_shape, self.config.sparsity_limit(self.real.images[0].numel())
+        return attempt(learner.model, generate, targets, shape, draws, p_min=self.config.p_min, s_max=limit)
 
     def _augmentation(self) -> Callable[[Tensor], Tensor]:
         if self.config.augment == "none":

@@ -48,8 +48,9 @@ class RetrainConfig:
         s_max is a count, or a float in (0, 1) for that fraction of the entries.
     independent, independent_epochs : whether the training images are cut in two halves, one to train on and one for an
         independent network, trained for so many epochs, for metrics 1 and 6 (see :func:`sparring.halves.halves`).
-    other_images, other_steps : attempts of each of the different processes of metric 7 per generation, 0 for none, and
-        how many generations differential evolution has.
+    other_images, other_steps, other_p_min : attempts of each of the different processes of metric 7 per generation, 0
+        for none; how many generations differential evolution has, and the probability from which on its images qualify,
+        smaller than p_min, which it seldom reaches without gradients.
     final_factor : the attack of metric 8 has so many times the steps and the attempts of the others.
     optimizer, lr, weight_decay, batch_size : training.
     schedule, lr_decay : the learning rate in each generation: "step" multiplies it by lr_decay after every epoch,
@@ -94,7 +95,8 @@ class RetrainConfig:
     independent: bool = False
     independent_epochs: int = 8
     other_images: int = 0
-    other_steps: int = 100
+    other_steps: int = 300
+    other_p_min: float = 0.5
     final_factor: int = 2
     optimizer: Optimizer = "adam"
     lr: float = 1e-3
@@ -173,8 +175,8 @@ _COUNTS = {
 
 _POSITIVE = (1e-12, math.inf)
 _RANGES = {
-    "keep": (0.0, 1.0), "p_min": (0.0, 1.0), "mask_fraction": (0.0, 0.999), "floor": (0.0, 1.0),
-    "fooling_share": (0.0, 0.9), "pool_lam": (0.0, math.inf), "weight_decay": (0.0, math.inf),
+    "keep": (0.0, 1.0), "p_min": (0.0, 1.0), "other_p_min": (0.0, 1.0), "floor": (0.0, 1.0),
+    "mask_fraction": (0.0, 0.999), "fooling_share": (0.0, 0.9), "pool_lam": (0.0, math.inf), "weight_decay": (0.0, math.inf),
     "lr": _POSITIVE, "attack_lr": _POSITIVE, "pool_lr": _POSITIVE, "lr_decay": (1e-12, 1.0),
 }  # fmt: skip
 

@@ -16,6 +16,8 @@ from sparring.training.fooling import FoolingSet
 from sparring.training.generators import generator_named
 from sparring.training.streams import stream
 
+POPULATION = 20  # of differential evolution: its images rise faster by more generations than by larger ones
+
 
 class Recovered(Protocol):
     """What a generator returns: images (B, *shape) and the step at which each one stopped (B,)."""
@@ -70,14 +72,15 @@ def recover_with(config: RetrainConfig, entries: int, *, halvings: int = 0, fact
     )
 
 
-def other_processes(config: RetrainConfig, entries: int) -> Mapping[str, Generate]:
-    """The different processes of metric 7, by the name of its group of numbers."""
+def other_processes(config: RetrainConfig, entries: int) -> Mapping[str, tuple[Generate, float]]:
+    """The different processes of metric 7 by the name of its group of numbers, and when their images qualify: p_min."""
     way: Literal["prox", "l1"] = "prox" if config.method == "l1" else "l1"
     limit = config.sparsity_limit(entries)
-    return {
-        "7-de": generator_named("evolution", p_min=config.p_min, s_max=limit, steps=config.other_steps),
-        f"7-{way}": generator_named(way, p_min=config.p_min, s_max=limit, steps=config.steps),
-    }
+    evolution = generator_named(
+        "evolution", p_min=config.other_p_min, s_max=limit, steps=config.other_steps, population=POPULATION
+    )
+    descent = generator_named(way, p_min=config.p_min, s_max=limit, steps=config.steps)
+    return {"7-de": (evolution, config.other_p_min), f"7-{way}": (descent, config.p_min)}
 
 
 def attempt(
@@ -85,10 +88,12 @@ def attempt(
     generate: Generate,
     targets: Tensor,
     shape: tuple[int, ...],
-    config: RetrainConfig,
     generator: torch.Generator,
+    *,
+    p_min: float,
+    s_max: int,
 ) -> FoolingSet:
-    """Attack the network once for each target.
+    """Attack the network once for each target; an image qualifies with ``prob >= p_min`` and ``sparsity <= s_max``.
 
     The images are judged here, by a forward pass of their own, whatever `generate` thinks of them. The network is in
     eval mode meanwhile, and left as it was.
@@ -98,8 +103,7 @@ def attempt(
     images = recovered.images
     if images.shape != (len(targets), *shape):
         raise ValueError(f"generate returned images of shape {tuple(images.shape)}, wanted {(len(targets), *shape)}")
-    limit = config.sparsity_limit(images[0].numel())
-    return FoolingSet.judge(model, images, targets, recovered.stop_step, p_min=config.p_min, s_max=limit)
+    return FoolingSet.judge(model, images, targets, recovered.stop_step, p_min=p_min, s_max=s_max)
 
 
 def merge(past: list[FoolingSet], new: FoolingSet, config: RetrainConfig, *, generation: int) -> list[FoolingSet]:

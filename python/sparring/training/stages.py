@@ -29,14 +29,13 @@ def attack(
 
     With `factor` so many times the attempts and the steps; a process that is not the settings' own has its own steps.
     """
-    shape, classes = real.train.input_shape, real.train.classes
-    generate = parts.generate or recover_with(
-        config, real.train.images[0].numel(), halvings=state.halvings, factor=factor
-    )
+    shape, classes, entries = real.train.input_shape, real.train.classes, real.train.images[0].numel()
+    generate = parts.generate or recover_with(config, entries, halvings=state.halvings, factor=factor)
     counts = (config.images * factor, config.fresh * factor)
     targets = torch.cat([balanced_targets(count, classes) for count in counts]).to(real.train.labels.device)
     generator = stream(config.seed, name, state.generation, state.halvings)
-    return attempt(model, generate, targets, shape, config, generator)
+    limit = config.sparsity_limit(entries)
+    return attempt(model, generate, targets, shape, generator, p_min=config.p_min, s_max=limit)
 
 
 def attack_otherwise(state: State, real: Real, config: RetrainConfig) -> Metrics:
@@ -44,11 +43,12 @@ def attack_otherwise(state: State, real: Real, config: RetrainConfig) -> Metrics
     metrics: Metrics = {}
     if config.other_images == 0:
         return metrics
-    shape, classes = real.train.input_shape, real.train.classes
+    model, shape, entries = state.learner.model, real.train.input_shape, real.train.images[0].numel()
+    classes, limit = real.train.classes, config.sparsity_limit(entries)
     targets = balanced_targets(config.other_images, classes).to(real.train.labels.device)
-    for group, generate in other_processes(config, real.train.images[0].numel()).items():
+    for group, (generate, p_min) in other_processes(config, entries).items():
         generator = stream(config.seed, group, state.generation)
-        attempts = attempt(state.learner.model, generate, targets, shape, config, generator)
+        attempts = attempt(model, generate, targets, shape, generator, p_min=p_min, s_max=limit)
         state.other_sets.setdefault(group, []).append(attempts)
         metrics |= attack_metrics(group, attempts, classes)
     return metrics
