@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from sparring.cli import app
+from sparring.networks import NETWORKS, build, load_weights
+from sparring.training import PRESETS
 
 # in the order of the help, which is also that of the command in the report
 TINY = ("--threads", "1", "--real-images", "200", "--model", "mlp", "--images", "20", "--fresh", "10", "--steps", "20",
@@ -79,6 +83,26 @@ def test_verdict_is_printed_and_threads_are_restored(tmp_path: Path) -> None:
     assert torch.get_num_threads() == threads
 
 
+def test_settings_by_name_and_switches_are_in_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command in the report makes the same settings again."""
+    monkeypatch.setattr("sparring.cli._retraining.work", lambda run, console: None)
+    given = ("--preset", "quick", "--set", "halvings=2", "--set", "schedule=cosine", "--no-independent")
+    configs = []
+    for name in ("first", "again"):
+        result = sparring("retrain", *given, "--runs-dir", str(tmp_path), "--name", name)
+        assert result.exit_code == 0, result.output
+        configs.append(json.loads((tmp_path / name / "config.json").read_text()))
+        given = tuple(shlex.split(configs[-1]["command"])[2:])
+    assert configs[0] == configs[1]
+    wanted = {"halvings": 2, "schedule": "cosine", "independent": False}
+    assert configs[0]["retrain"] == {**asdict(PRESETS["quick"]), **wanted}
+
+
+def test_weights_are_files_of_their_own(whole: Path) -> None:
+    for name in ("network", "best"):
+        load_weights(build("mlp", (1, 8, 8), 20), whole / f"{name}.safetensors")
+
+
 def test_existing_name_is_refused(whole: Path) -> None:
     before = (whole / "metrics.jsonl").read_bytes()
     result = sparring("retrain", *TINY, "--runs-dir", str(whole.parent), "--name", "whole")
@@ -103,17 +127,49 @@ def test_report_is_rendered_again(whole: Path) -> None:
     assert (whole / "report.html").read_text() == before
 
 
+# A network that kills its process at the n-th forward pass within a function, as the file `kill` beside it asks.
+MORTAL = """
+import os, signal, sys
+from pathlib import Path
+from torch import nn
+
+class Mortal(nn.Module):
+    def __init__(self, outputs):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, outputs)
+        )
+        kill = Path(__file__).with_name("kill")
+        self.place, count = kill.read_text().split() if kill.exists() else ("nowhere", 0)
+        self.left = int(count)
+
+    def forward(self, images):
+        frame = sys._getframe()
+        while frame and frame.f_code.co_name != self.place:
+            frame = frame.f_back
+        self.left -= frame is not None
+        if frame and self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.layers(images)
+"""
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
-def test_killed_and_resumed_run_equals_the_whole_one(whole: Path, tmp_path: Path) -> None:
-    """Killed twice: in the first epochs, and again, after it was resumed, amid a generation."""
-    path = tmp_path / "killed"
-    arguments = ["retrain", *TINY, "--runs-dir", str(tmp_path), "--name", "killed"]
-    for records in (1, 6):
-        process = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL)
-        _wait_for_records(path, records, process)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait(timeout=60) == -signal.SIGKILL
+def test_killed_and_resumed_run_equals_the_whole_one(tmp_path: Path) -> None:
+    """Killed in training, in generation and in evaluation, and each time resumed."""
+    source, kill = tmp_path / "nets.py", tmp_path / "kill"
+    source.write_text(MORTAL)
+    options = [*TINY, "--model", f"{source}:Mortal", "--runs-dir", str(tmp_path)]
+    assert sparring("retrain", *options, "--name", "whole").exit_code == 0
+    path, whole = tmp_path / "killed", tmp_path / "whole"
+    arguments = ["retrain", *options, "--name", "killed"]
+    # amid the second epoch, the first attack, and the evaluation after it
+    for place, forwards, records in (("train_epoch", 20, 1), ("attempt", 5, 2), ("epoch_metrics", 6, 3)):
+        kill.write_text(f"{place} {forwards}")
+        assert subprocess.run(command(*arguments), stdout=subprocess.DEVNULL).returncode == -signal.SIGKILL
+        assert (path / "metrics.jsonl").read_bytes().count(b"\n") == records
         arguments = ["retrain", "--resume", "--runs-dir", str(tmp_path), "--name", "killed"]
+    kill.unlink()
     subprocess.run(command(*arguments), check=True, stdout=subprocess.DEVNULL)
     assert (path / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     last, wanted = (sorted((run / "checkpoints").iterdir())[-1] for run in (path, whole))
@@ -181,6 +237,11 @@ def test_users_network(tmp_path: Path) -> None:
         (("--device", "toaster"), "--device toaster"),
         (("--model", "transformer"), "give one of mlp"),
         (("--model", "nothing.py:Net"), "there is no file nothing.py"),
+        (("--set", "speed=3"), "--set speed=3: give FIELD=VALUE, FIELD one of labelling, network"),
+        (("--set", "images=5", "--images", "6"), "--set images=5: images is given twice"),
+        (("--set", "lr=fast"), "--set lr=fast: a value is of the wrong kind"),
+        (("--set", "pool_images=0"), "pool_images is 0"),
+        (("--data", "cifar10"), "data_dir must be given for 'cifar10'"),
         (("--resume",), "there is no run in"),
         (("--resume", "--seed", "1"), "leave out --seed"),
         (("--resume", "--name", "absent"), "is not a run"),
@@ -199,7 +260,7 @@ def test_report_of_no_run(tmp_path: Path) -> None:
 def test_help_names_every_group_and_imports_nothing_heavy() -> None:
     result = sparring("retrain", "--help")
     assert result.exit_code == 0
-    for part in ("Run", "Data and network", "Attack", "Training", "Examples"):
+    for part in ("Run", "Data and network", "Attack", "Training", "Metrics", "Examples", *PRESETS, *NETWORKS):
         assert part in result.output
     heavy = "('matplotlib', 'sklearn', 'tensorboard', 'jinja2')"
     code = f"import sys, sparring.cli; print([name for name in {heavy} if name in sys.modules])"

@@ -66,6 +66,6 @@ def report(
         typer.echo(reports.write(Run.open(run), small=small))
 
 
-app.command(help=retraining.HELP, epilog=retraining.EXAMPLES)(retraining.retrain)
+app.command(cls=retraining.Command, help=retraining.HELP, epilog=retraining.EXAMPLES)(retraining.retrain)
 app.command(help=audit.HELP, epilog=audit.EXAMPLES)(audit.audit)
 app.add_typer(images.app, name="images")

@@ -14,6 +14,8 @@ from rich.console import Console
 from sparring.cli import _common as common
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from sparring.data import Dataset
     from sparring.runs import Run
 
@@ -126,6 +128,8 @@ def work(run: Run, console: Console) -> None:
                 on_progress=stack.enter_context(common.progress_bar(console)),
                 on_record=lambda record: _print(record, console),
             )
+        _save_weights(result.model, run.path / "network.safetensors")
+        _save_weights(result.best_model, run.path / "best.safetensors")
         reports.keep_perturbation(run, result.model, test, result.final)
         page = reports.write(run)
     except KeyboardInterrupt:
@@ -137,6 +141,15 @@ def work(run: Run, console: Console) -> None:
     colour = "green" if result.verdict.robust else "dark_orange"
     console.print(f"\n[bold {colour}]{result.verdict}[/]", highlight=False, soft_wrap=True)
     console.print(f"Report: {page}\nCurves: tensorboard --logdir {run.path / 'tensorboard'}", soft_wrap=True)
+
+
+def _save_weights(model: nn.Module, path: Path) -> None:
+    """Write the weights, as `sparring audit` and `sparring images` read them."""
+    from safetensors.torch import save_file
+
+    draft = path.with_suffix(".tmp")
+    save_file({name: tensor.cpu().contiguous().clone() for name, tensor in model.state_dict().items()}, draft)
+    draft.replace(path)
 
 
 def _print(record: dict[str, Any], console: Console) -> None:

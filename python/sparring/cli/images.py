@@ -48,7 +48,7 @@ def make(
     arch: Arch,
     out: Out,
     shape: Annotated[str, typer.Option(metavar="C,H,W", help="Shape of an image.")] = "1,28,28",
-    classes: Annotated[int, typer.Option(min=1, help="Targets are the classes 0 to this, one after the other.")] = 10,
+    classes: Annotated[int, typer.Option(min=1, help="Targets are so many classes, in turn.")] = 10,
     outputs: Annotated[
         int | None,
         typer.Option(min=1, help="Outputs of the network, if more than its classes.", show_default=False),
@@ -69,6 +69,7 @@ def make(
     from sparring.training import FoolingSet, balanced_targets, generator_named
 
     with common.users_errors():
+        _check_out(out, overwrite)
         size = _shape(shape)
         network = _weights.load_network(model, arch, size, outputs or classes)
         process = generator_named(method, p_min=p_min, s_max=s_max, steps=steps)  # type: ignore[arg-type]
@@ -139,6 +140,8 @@ def judge(
     from sparring.training import FoolingSet
 
     with common.users_errors():
+        if out is not None:
+            _check_out(out, overwrite)
         made = FoolingSet.load(images)
         network = _weights.load_network(model, arch, tuple(made.images.shape[1:]), outputs)
         judged = made.judged_by(network, p_min=p_min, s_max=s_max)
@@ -172,6 +175,14 @@ def _print(made: FoolingSet, p_min: float, s_max: int) -> None:
             name, str(len(part)), percent(part.fooled), *means, *bins, style="bold" if name == "all" else None
         )
     Console().print(table)
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    """What `FoolingSet.save` would refuse, said before the work is done."""
+    if out.suffix != ".safetensors":
+        raise ValueError(f"--out {out}: give a file that ends in .safetensors")
+    if not overwrite and out.exists():
+        raise ValueError(f"--out {out}: the file exists; replace it with --overwrite")
 
 
 def _shape(text: str) -> tuple[int, ...]:

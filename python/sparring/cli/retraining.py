@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
 
 from sparring.cli import _common as common
 from sparring.cli import _retraining
@@ -42,6 +43,21 @@ HELP = (
     "data, trains, and measures. It ends when the attack finds no image any more, or after the last generation. "
     "The run's folder then holds the log, TensorBoard events, checkpoints, figures and [bold]report.html[/bold]."
 )
+
+
+class Command(TyperCommand):
+    """Its help names the presets and the networks that there are, which takes an import of torch."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from sparring.networks import NETWORKS
+        from sparring.training import PRESETS
+
+        for parameter in self.params:
+            text = getattr(parameter, "help", None)  # arguments have none
+            if text is not None:
+                text = text.replace("{presets}", ", ".join(PRESETS)).replace("{networks}", ", ".join(NETWORKS))
+                vars(parameter)["help"] = text
+        super().format_help(ctx, formatter)
 
 
 def retrain(
@@ -91,7 +107,7 @@ def retrain(
         str | None,
         typer.Option(
             metavar="NAME|FILE:CLASS",
-            help="A network of sparring.networks (mlp, cnn, lenet5, ...) or a class in a Python file, called with the "
+            help="A network of sparring.networks ({networks}) or a class in a Python file, called with the "
             "number of outputs. [dim]default: mlp with the preset quick, resnet18-16 with full-cifar, else cnn[/dim]",
             rich_help_panel=DATA,
         ),
@@ -100,9 +116,8 @@ def retrain(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Settings to start from (default, quick, full-sparse, full-non-sparse, full-cifar, "
-            "fresh-each-generation); the other options change them. [dim]default: default for digits, full-cifar for "
-            "cifar10, else quick[/dim]",
+            help="Settings to start from: {presets}; the other options change them. [dim]default: default for digits, "
+            "full-cifar for cifar10, else quick[/dim]",
             rich_help_panel=RUN,
         ),
     ] = None,
@@ -111,8 +126,7 @@ def retrain(
         typer.Option(
             "--set",
             metavar="FIELD=VALUE",
-            help="Any other setting of sparring.training.RetrainConfig; may be given again. The value is JSON, or a "
-            "word.",
+            help="Any field of sparring.training.RetrainConfig, any number of times. The value is JSON, or a word.",
             rich_help_panel=RUN,
             show_default=False,
         ),

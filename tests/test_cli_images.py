@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from typer.testing import CliRunner, Result
+
+from made_runs import make
+from sparring.cli import app
+from sparring.networks import build
+from sparring.training import FoolingSet
+
+
+def sparring(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["images", *arguments])
+
+
+def message(result: Result) -> str:
+    """The error, checked to be one line with exit status 2."""
+    assert result.exit_code == 2, result.output
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def perceptron(seed: int) -> nn.Module:
+    """For images of 6x6 and 4 classes; its weights are large, and so are its probabilities."""
+    network = build("mlp", (1, 6, 6), 4, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(4)
+    return network
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("networks") / "first.safetensors"
+    save_file(perceptron(0).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(weights: Path) -> Path:
+    out = weights.parent / "made.safetensors"
+    result = sparring(
+        "make", str(weights), "--arch", "mlp", "--shape", "1,6,6", "--classes", "4", "--count", "10", "--steps", "200",
+        "--p-min", "0.5", "--s-max", "20", "--out", str(out),
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert str(out) in result.output.replace("\n", "")
+    return out
+
+
+def test_made_images_are_judged_and_in_both_files(made: Path, weights: Path) -> None:
+    found = FoolingSet.load(made)
+    assert found.targets.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
+    assert found.fooled == 1
+    judged = found.judged_by(perceptron(0), p_min=0.5, s_max=20)
+    torch.testing.assert_close(judged.prob, found.prob)
+    assert len(made.with_suffix(".csv").read_text().splitlines()) == 11
+
+
+def test_other_network_judges_for_itself(made: Path, tmp_path: Path) -> None:
+    other = perceptron(7)
+    save_file(other.state_dict(), tmp_path / "other.safetensors")
+    out = tmp_path / "judged.safetensors"
+    arguments = ["judge", str(made), str(tmp_path / "other.safetensors"), "--arch", "mlp", "--outputs", "4"]
+    result = sparring(*arguments, "--p-min", "0.5", "--out", str(out))
+    assert result.exit_code == 0, result.output
+    wanted = FoolingSet.load(made).judged_by(other, p_min=0.5, s_max=100)
+    assert torch.equal(FoolingSet.load(out).prob, wanted.prob)
+    assert torch.equal(FoolingSet.load(out).success, wanted.success)
+    assert wanted.fooled < 1
+
+
+def test_images_are_taken_out_of_a_run(tmp_path: Path) -> None:
+    run, result = make(tmp_path)
+    for options, wanted in (
+        (["--kind", "fresh", "--generation", "2"], result.fresh_sets[1]),
+        (["--kind", "final"], result.final),
+    ):
+        out = tmp_path / f"{options[1]}.safetensors"
+        taken = sparring("take", str(run.path), *options, "--out", str(out))
+        assert taken.exit_code == 0, taken.output
+        assert torch.equal(FoolingSet.load(out).images, wanted.images)
+    out = tmp_path / "all.safetensors"
+    sparring("take", str(run.path), "--out", str(out))
+    assert len(FoolingSet.load(out)) == sum(map(len, result.fresh_sets))
+    assert "no images of the kind '6'" in message(
+        sparring("take", str(run.path), "--kind", "6", "--out", "6.safetensors")
+    )
+    late = sparring("take", str(run.path), "--generation", "9", "--out", "9.safetensors")
+    assert "--generation 9: of the kind 'fresh' there are 3" in message(late)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--shape", "28"), "--shape 28: give three whole numbers"),
+        (("--method", "newton"), "name must be one of adam, prox, l1, evolution; got 'newton'"),
+        (("--out", "images.bin"), "--out images.bin: give a file that ends in .safetensors"),
+        (("--shape", "1,7,7"), "not the weights of --arch mlp"),
+    ],
+)
+def test_users_mistakes_are_said_in_a_line(options: tuple[str, ...], expected: str, weights: Path) -> None:
+    usual = {"--shape": "1,6,6", "--out": str(weights.parent / "new.safetensors"), "--arch": "mlp", "--classes": "4"}
+    given = usual | dict([options])
+    result = sparring("make", str(weights), *(part for option in given.items() for part in option))
+    assert expected in message(result)
+    assert not (weights.parent / "new.safetensors").exists()
+
+
+def test_existing_files_are_not_overwritten(made: Path, weights: Path) -> None:
+    before = made.read_bytes()
+    result = sparring("make", str(weights), "--arch", "mlp", "--out", str(made))
+    assert "replace it with --overwrite" in message(result)
+    assert made.read_bytes() == before
