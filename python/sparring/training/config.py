@@ -176,7 +176,8 @@ _COUNTS = {
 _POSITIVE = (1e-12, math.inf)
 _RANGES = {
     "keep": (0.0, 1.0), "p_min": (0.0, 1.0), "other_p_min": (0.0, 1.0), "floor": (0.0, 1.0),
-    "mask_fraction": (0.0, 0.999), "fooling_share": (0.0, 0.9), "pool_lam": (0.0, math.inf), "weight_decay": (0.0, math.inf),
+    "mask_fraction": (0.0, 0.999), "fooling_share": (0.0, 0.9),
+    "pool_lam": (0.0, math.inf), "weight_decay": (0.0, math.inf),
     "lr": _POSITIVE, "attack_lr": _POSITIVE, "pool_lr": _POSITIVE, "lr_decay": (1e-12, 1.0),
 }  # fmt: skip
 
