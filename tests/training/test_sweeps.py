@@ -24,12 +24,11 @@ def test_sweeps_cover_what_was_asked() -> None:
     assert BATCH_SIZES == (32, 64, 128, 256, 512, 1024, 2048)
 
 
-def test_larger_weights_give_sparser_images_until_nothing_is_left(model: nn.Module) -> None:
-    """The smaller the weight the more of the row is lit; from some weight on no image qualifies."""
+def test_larger_weights_give_sparser_images(model: nn.Module) -> None:
     options = {"classes": 4, "images": 8, "steps": 50, "s_max": 16}
-    records = lambda_sweep(model, (1, 4, 4), [0.0, 2.0, 1e4], method="prox", **options)  # type: ignore[arg-type]
-    assert [record["lam"] for record in records] == [0.0, 2.0, 1e4]
-    assert [record["0/yield"] for record in records[:2]] == [1, 1]
+    records = lambda_sweep(model, (1, 4, 4), [0.0, 2.0], method="prox", **options)  # type: ignore[arg-type]
+    assert [record["lam"] for record in records] == [0.0, 2.0]
+    assert [record["0/yield"] for record in records] == [1, 1]
     assert records[0]["0/sparsity"] > records[1]["0/sparsity"]
     assert {"0/yield/class_3", "0/bin_4", "0/stop_step"} <= {*records[0]}
     again = lambda_sweep(model, (1, 4, 4), [2.0], method="prox", **options)  # type: ignore[arg-type]

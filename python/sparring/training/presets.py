@@ -39,8 +39,9 @@ PRESETS: Mapping[str, RetrainConfig] = {
         independent=True,
         independent_epochs=5,
         other_images=20,
+        lr=2e-3,
         fooling_share=0.2,
-        real_images=10_000,
+        real_images=20_000,
     ),
     # the experiment on MNIST, at most 100 of 784 entries
     "full-sparse": _FULL,
