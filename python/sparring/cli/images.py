@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from sparring.cli import _common as common
+from sparring.cli import _options as options
 from sparring.cli import _weights
 
 if TYPE_CHECKING:
@@ -28,39 +29,24 @@ Out = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the two files if they are there.")]
-Model = Annotated[Path, typer.Argument(metavar="MODEL.safetensors", help="File of the weights.", show_default=False)]
-Arch = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME|FILE:CLASS",
-        help="The network: one of sparring.networks (mlp, cnn, lenet5, ...), or a class in a Python file.",
-        show_default=False,
-    ),
-]
-Outputs = Annotated[int, typer.Option(min=1, help="Outputs of the network; twice the classes where it has fake ones.")]
-PMin = Annotated[float, typer.Option(help="An image qualifies from this p(target) on ...")]
-SMax = Annotated[int, typer.Option(min=1, help="... with at most so many entries above black.")]
 
 
 @app.command()
 def make(
-    model: Model,
-    arch: Arch,
+    model: options.Model,
+    arch: options.Arch,
     out: Out,
-    shape: Annotated[str, typer.Option(metavar="C,H,W", help="Shape of an image.")] = "1,28,28",
-    classes: Annotated[int, typer.Option(min=1, help="Targets are so many classes, in turn.")] = 10,
-    outputs: Annotated[
-        int | None,
-        typer.Option(min=1, help="Outputs of the network, if more than its classes.", show_default=False),
-    ] = None,
+    shape: options.Shape = "1,28,28",
+    classes: options.Classes = 10,
+    outputs: options.Outputs = None,
     count: Annotated[int, typer.Option(min=1, help="Images to attempt.")] = 500,
     method: Annotated[str, typer.Option(metavar="adam|prox|l1|evolution", help="The process that makes them.")] = "l1",
     steps: Annotated[
         int | None, typer.Option(min=1, help="Its budget. [dim]default: its own[/dim]", show_default=False)
     ] = None,
-    p_min: PMin = 0.9,
-    s_max: SMax = 100,
-    seed: Annotated[int, typer.Option(min=0, help="All randomness follows from it.")] = 0,
+    p_min: options.PMin = 0.9,
+    s_max: options.SMax = 100,
+    seed: options.Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Attack a network and save what comes of it, qualifying or not."""
@@ -70,7 +56,7 @@ def make(
 
     with common.users_errors():
         _check_out(out, overwrite)
-        size = _shape(shape)
+        size = options.image_shape(shape)
         network = _weights.load_network(model, arch, size, outputs or classes)
         process = generator_named(method, p_min=p_min, s_max=s_max, steps=steps)  # type: ignore[arg-type]
         targets = balanced_targets(count, classes)
@@ -123,11 +109,13 @@ def judge(
     images: Annotated[
         Path, typer.Argument(metavar="SET.safetensors", help="Images made against some network.", show_default=False)
     ],
-    model: Model,
-    arch: Arch,
-    outputs: Outputs = 10,
-    p_min: PMin = 0.9,
-    s_max: SMax = 100,
+    model: options.Model,
+    arch: options.Arch,
+    outputs: Annotated[
+        int, typer.Option(min=1, help="Outputs of the network; twice the classes where it has fake ones.")
+    ] = 10,
+    p_min: options.PMin = 0.9,
+    s_max: options.SMax = 100,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -183,13 +171,3 @@ def _check_out(out: Path, overwrite: bool) -> None:
         raise ValueError(f"--out {out}: give a file that ends in .safetensors")
     if not overwrite and out.exists():
         raise ValueError(f"--out {out}: the file exists; replace it with --overwrite")
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    try:
-        shape = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        shape = ()
-    if len(shape) != 3 or min(shape) < 1:
-        raise ValueError(f"--shape {text}: give three whole numbers C,H,W, such as 1,28,28")
-    return shape

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from sparring.training import FoolingSet
 
 
 def sparring(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["images", *arguments])
+    return CliRunner().invoke(app, list(arguments))
 
 
 def message(result: Result) -> str:
@@ -46,8 +47,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(weights: Path) -> Path:
     out = weights.parent / "made.safetensors"
     result = sparring(
-        "make", str(weights), "--arch", "mlp", "--shape", "1,6,6", "--classes", "4", "--count", "10", "--steps", "200",
-        "--p-min", "0.5", "--s-max", "20", "--out", str(out),
+        "images", "make", str(weights), "--arch", "mlp", "--shape", "1,6,6", "--classes", "4", "--count", "10",
+        "--steps", "200", "--p-min", "0.5", "--s-max", "20", "--out", str(out),
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert str(out) in result.output.replace("\n", "")
@@ -67,7 +68,7 @@ def test_other_network_judges_for_itself(made: Path, tmp_path: Path) -> None:
     other = perceptron(7)
     save_file(other.state_dict(), tmp_path / "other.safetensors")
     out = tmp_path / "judged.safetensors"
-    arguments = ["judge", str(made), str(tmp_path / "other.safetensors"), "--arch", "mlp", "--outputs", "4"]
+    arguments = ["images", "judge", str(made), str(tmp_path / "other.safetensors"), "--arch", "mlp", "--outputs", "4"]
     result = sparring(*arguments, "--p-min", "0.5", "--out", str(out))
     assert result.exit_code == 0, result.output
     wanted = FoolingSet.load(made).judged_by(other, p_min=0.5, s_max=100)
@@ -83,16 +84,16 @@ def test_images_are_taken_out_of_a_run(tmp_path: Path) -> None:
         (["--kind", "final"], result.final),
     ):
         out = tmp_path / f"{options[1]}.safetensors"
-        taken = sparring("take", str(run.path), *options, "--out", str(out))
+        taken = sparring("images", "take", str(run.path), *options, "--out", str(out))
         assert taken.exit_code == 0, taken.output
         assert torch.equal(FoolingSet.load(out).images, wanted.images)
     out = tmp_path / "all.safetensors"
-    sparring("take", str(run.path), "--out", str(out))
+    sparring("images", "take", str(run.path), "--out", str(out))
     assert len(FoolingSet.load(out)) == sum(map(len, result.fresh_sets))
     assert "no images of the kind '6'" in message(
-        sparring("take", str(run.path), "--kind", "6", "--out", "6.safetensors")
+        sparring("images", "take", str(run.path), "--kind", "6", "--out", "6.safetensors")
     )
-    late = sparring("take", str(run.path), "--generation", "9", "--out", "9.safetensors")
+    late = sparring("images", "take", str(run.path), "--generation", "9", "--out", "9.safetensors")
     assert "--generation 9: of the kind 'fresh' there are 3" in message(late)
 
 
@@ -108,13 +109,59 @@ def test_images_are_taken_out_of_a_run(tmp_path: Path) -> None:
 def test_users_mistakes_are_said_in_a_line(options: tuple[str, ...], expected: str, weights: Path) -> None:
     usual = {"--shape": "1,6,6", "--out": str(weights.parent / "new.safetensors"), "--arch": "mlp", "--classes": "4"}
     given = usual | dict([options])
-    result = sparring("make", str(weights), *(part for option in given.items() for part in option))
+    result = sparring("images", "make", str(weights), *(part for option in given.items() for part in option))
     assert expected in message(result)
     assert not (weights.parent / "new.safetensors").exists()
 
 
 def test_existing_files_are_not_overwritten(made: Path, weights: Path) -> None:
     before = made.read_bytes()
-    result = sparring("make", str(weights), "--arch", "mlp", "--out", str(made))
+    result = sparring("images", "make", str(weights), "--arch", "mlp", "--out", str(made))
     assert "replace it with --overwrite" in message(result)
     assert made.read_bytes() == before
+
+
+NETWORK = ("--arch", "mlp", "--shape", "1,6,6", "--classes", "4", "--s-max", "20")
+
+
+def test_sweep_over_the_weight_of_the_penalty(weights: Path, tmp_path: Path) -> None:
+    """A weight so large that it outdoes any class leaves images black."""
+    file = tmp_path / "sweep.csv"
+    asked = ("--p-min", "0.999", "--s-max", "1")  # out of reach, so that no image stops early
+    options = ("--method", "prox", "--values", "1,10000", "--count", "4", "--steps", "20", *asked, "--csv", str(file))
+    result = sparring("sweep", "lambda", str(weights), *NETWORK, *options)
+    assert result.exit_code == 0, result.output
+    small, large = csv.DictReader(file.read_text().splitlines())
+    assert [float(small["lam"]), float(large["lam"])] == [1, 10000]
+    assert float(large["0/sparsity"]) == 0 < float(small["0/sparsity"])
+    assert float(small["0/prob"]) > float(large["0/prob"])
+    assert "lambda" in result.output
+    again = sparring("sweep", "lambda", str(weights), *NETWORK, *options)
+    assert f"--csv {file}: the file exists already" in message(again)
+
+
+def test_sweep_over_batch_sizes(weights: Path, tmp_path: Path) -> None:
+    file, threads = tmp_path / "sizes.csv", torch.get_num_threads()
+    options = ("--values", "2,8", "--p-min", "0.5", "--threads", "1", "--csv", str(file))
+    result = sparring("sweep", "batch-size", str(weights), *NETWORK, *options)
+    assert result.exit_code == 0, result.output
+    records = list(csv.DictReader(file.read_text().splitlines()))
+    assert [record["batch_size"] for record in records] == ["2", "8"]
+    assert all(record["images"] == "8" and float(record["seconds"]) > 0 for record in records)
+    assert records[0]["yield"] == records[1]["yield"]  # an image's path does not depend on the batch
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("lambda", "--values", "1,none"), "--values 1,none: give positive numbers"),
+        (("lambda", "--method", "l1"), "method must be 'adam' or 'prox'"),
+        (("lambda", "--method", "newton"), "got 'newton'"),
+        (("batch-size", "--values", "2.5"), "--values 2.5: give positive whole numbers"),
+        (("batch-size", "--method", "newton"), "got 'newton'"),
+    ],
+)
+def test_mistakes_in_sweeps_are_said_in_a_line(options: tuple[str, ...], expected: str, weights: Path) -> None:
+    command, *others = options
+    assert expected in message(sparring("sweep", command, str(weights), *NETWORK, *others))
