@@ -28,8 +28,8 @@ DETECTION = {
 
 
 SELECTION = (
-    "2 / H = 1 / A + mean(1 / C): A the accuracy on real images, C the shares caught of each of the sets 2 to 7 that "
-    "there are. H is high only where nothing is forgotten for anything else."
+    "2 / H = 1 / A + mean(1 / C): A the accuracy on images to validate on, or else on test images, C the shares "
+    "caught of each of the sets 2 to 7 that there are. H is high only where nothing is forgotten for anything else."
 )
 
 
