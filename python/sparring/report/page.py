@@ -37,11 +37,15 @@ class Picture:
 
 @dataclass(frozen=True)
 class Table:
-    """A table in the report: its head, its lines, and which of them (counted from 0) stand out."""
+    """A table in the report: its head, its lines, and which of them (counted from 0) stand out.
+
+    The first column names the line; the columns `words` (counted from 0) are flush left, the others right.
+    """
 
     head: Sequence[str]
     lines: Sequence[Sequence[str]]
     strong: Sequence[int] = ()
+    words: Sequence[int] = ()
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ SHOWN = 2  # pairs of a class in the strip of pictures
 TEXT = (
     "How much of a fooling image R, added to a real test image Q, makes the final network see R's class with p above "
     ".9? The table gives the median of the smallest alpha in clip(Q + alpha R, 0, 1), a row for each class that the "
-    "network gives R, a column for each true class of Q; inf: half of the pairs or more never do, up to alpha 300."
+    "network gives R, a column for each true class of Q; ∞: half of the pairs or more never do, up to alpha 300."
 )
 
 
@@ -71,7 +71,7 @@ def section(found: Experiment) -> Section:
     attack, truth, alpha = kept["attack"], kept["truth"], kept["alpha"].nan_to_num(nan=math.inf)
     rows = sorted(set(attack.tolist()))
     groups = [[alpha[(attack == a) & (truth == c)] for c in range(found.classes)] for a in rows]
-    medians = [[number(float(of.median())) if len(of) else "" for of in row] for row in groups]
+    medians = [[number(float(of.median())).replace("inf", "∞") if len(of) else "" for of in row] for row in groups]
     shares = np.array([[float(of.isfinite().double().mean()) if len(of) else np.nan for of in row] for row in groups])
     names = [_class(a, found.classes) for a in rows]
     whole = percent(float(alpha.isfinite().double().mean()))

@@ -16,18 +16,19 @@ CAVEAT = (
     "This is said of one attack with one budget: another process, more steps or more pixels may find what it did not. "
     "Nor does it ask whether an image might be a fair example of its class; look at them below."
 )
+# What the table of all metrics shows, in words short enough for a phone.
 SHARES = {
     "yield": "fool it",
     "caught": "caught",
-    "caught_exact": "caught, exact class",
-    "accuracy": "classified correctly",
-    "false_alarm": "taken for fooling images",
+    "caught_exact": "caught, exact",
+    "accuracy": "correct",
+    "false_alarm": "rejected",
 }
 NUMBERS = {
     "prob": "mean p(target)",
     "sparsity": "mean pixels lit",
-    "distance": "mean distance to the training set",
-    "distance_real": "the same of real test images",
+    "distance": "mean distance",
+    "distance_real": "of test images",
 }
 
 
@@ -116,7 +117,7 @@ def _tile(label: str, values: Sequence[float], share: bool) -> Tile:
 
 def _setting_up(found: Experiment) -> dict[str, Any]:
     table = {"network": found.config.get("network", {}).get("name", ""), "threads": found.config.get("threads", "")}
-    table |= {f"data: {key}": value for key, value in found.config["data"].items() if value is not None}
+    table |= {f"data: {key}": value for key, value in found.config["data"].items() if key != "folder"}
     return table | dict(found.config.get("versions", {}))
 
 
@@ -130,7 +131,9 @@ def overview(found: Experiment) -> Section:
                 write = percent if key in SHARES else number
                 lines.append([metric, what, write(values[0]), write(values[-1]), title(metric)])
     text = "First: when it was first measured. Last: at the end."
-    return Section("", "In numbers", text, [], Table(["metric", "what", "first", "last", "measured on"], lines))
+    return Section(
+        "", "In numbers", text, [], Table(["metric", "what", "first", "last", "measured on"], lines, words=(1, 4))
+    )
 
 
 def final(found: Experiment) -> Section:
