@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import shlex
 import signal
 import subprocess
@@ -117,6 +118,15 @@ def test_resuming_a_finished_run_only_writes_the_report(whole: Path) -> None:
     assert result.exit_code == 0, result.output
     assert (whole / "metrics.jsonl").read_bytes() == before
     assert (whole / "report.html").exists()
+
+
+def test_run_of_another_version_is_refused(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "older")
+    config = json.loads((whole / "config.json").read_text())
+    del config["retrain"]["mode"]
+    (tmp_path / "older" / "config.json").write_text(json.dumps(config))
+    result = sparring("retrain", "--resume", "--runs-dir", str(tmp_path), "--name", "older")
+    assert "the run's settings lack mode: it is of another version" in message(result)
 
 
 def test_report_is_rendered_again(whole: Path) -> None:

@@ -198,7 +198,7 @@ def test_selection_takes_all_sets_and_prefers_images_to_validate_on() -> None:
     }
     assert selection_metrics({**metrics, "valid/accuracy": 1.0})["selection/h"] == pytest.approx(2 / (1 + 3.75 / 2))
     assert selection_metrics({**metrics, "10/accuracy": 0.0})["selection/h"] == 0
-    assert selection_metrics({"10/accuracy": 0.9}) == {}
+    assert selection_metrics({"10/accuracy": 0.9}) == selection_metrics({"4/caught": 0.9}) == {}
 
 
 def test_best_epoch_is_the_one_with_the_largest_mean(

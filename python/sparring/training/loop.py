@@ -183,10 +183,7 @@ def retrain(
     while state.final is None:
         if state.independent is not None and state.independent.epoch < config.independent_epochs:
             doing = f"independent network, epoch {state.independent.epoch + 1}"
-            log(
-                "independent",
-                train_independent(state, real, labels, config, parts, partial(progress, doing)),
-            )
+            log("independent", train_independent(state, real, labels, config, parts, partial(progress, doing)))
         elif state.independent is not None and "6" not in state.other_sets:
             progress("attack on the independent network")
             attempts = attack(state, state.independent.model, real, config, parts, "independent attack")

@@ -31,10 +31,12 @@ def selection_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
 
     The real accuracy is that on images to validate on where there are any (`valid/accuracy`), and else metric 10: then
     the test images have a part in the choice, and the accuracy of the chosen epoch is a little flattered. The shares
-    caught are those of metrics 2 to 7 which the epoch has; without any there is no H.
+    caught are those of metrics 2 to 7 which the epoch has; without any, or without an accuracy, there is no H.
     """
-    real = metrics.get("valid/accuracy", metrics["10/accuracy"])
-    found = {}
+    real = metrics.get("valid/accuracy", metrics.get("10/accuracy"))
+    found: dict[str, float] = {}
+    if real is None:
+        return found
     for name, what in (("h", "caught"), ("h_exact", "caught_exact")):
         caught = [value for key, value in metrics.items() if _group(key, what) in METRICS]
         if caught:
