@@ -142,26 +142,19 @@ def _print(made: FoolingSet, p_min: float, s_max: int) -> None:
     """A line for each class and one for all, and the intervals of p(target)."""
     from rich.table import Table
 
-    from sparring._text import number, percent
+    from sparring._text import percent
     from sparring.training.fooling import BINS
 
+    Console().print(f"p of at least {p_min:g} with at most {s_max} entries lit:", highlight=False)
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for head in (
-        "target",
-        "images",
-        f"p >= {p_min:g}, <= {s_max} lit",
-        "mean p",
-        "mean lit",
-        *(f"p {b}" for b in BINS),
-    ):
-        table.add_column(head, justify="right")
+    for head in ("target", "images", "fool it", "mean p", "lit", *BINS):
+        table.add_column(head, justify="right", no_wrap=True)
     classes = sorted(set(made.targets.tolist()))
     for name, part in [*((str(c), made[made.targets == c]) for c in classes), ("all", made)]:
         bins = [percent(count / max(1, len(part))) for count in part.bins().counts.tolist()]
-        means = [number(float(part.prob.double().mean())), number(float(part.sparsity.double().mean()))]
-        table.add_row(
-            name, str(len(part)), percent(part.fooled), *means, *bins, style="bold" if name == "all" else None
-        )
+        means = [f"{float(part.prob.double().mean()):.2f}", f"{float(part.sparsity.double().mean()):.1f}"]
+        style = "bold" if name == "all" else None
+        table.add_row(name, str(len(part)), percent(part.fooled), *means, *bins, style=style)
     Console().print(table)
 
 
