@@ -45,9 +45,8 @@ SPILLS = (
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with every metric in it."""
-    run, _ = make(
-        tmp_path_factory.mktemp("runs"), independent=True, independent_epochs=1, other_images=4, other_steps=2
-    )
+    others = {"other_images": 4, "other_steps": 2, "other_p_min": 0.05}
+    run, _ = make(tmp_path_factory.mktemp("runs"), independent=True, independent_epochs=1, **others)
     return report.write(run, small=True)
 
 

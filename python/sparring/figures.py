@@ -93,7 +93,10 @@ def curves(
         axes.set_ylim(bottom=0)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=whole))
+    if len({value for xs, _ in series.values() for value in xs}) == 1:
+        axes.set_xticks(next(iter(series.values()))[0])  # one point has no range to choose ticks from
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=whole))
     _legend(theme, axes)
     return figure
 
