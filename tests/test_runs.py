@@ -44,6 +44,17 @@ def test_new_run_holds_its_configuration(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["a"]
 
 
+def test_tensorboard_says_what_the_numbers_mean(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with Run.create(tmp_path, "a", {"metrics": {"9": "Real training images."}}) as run:
+        run.log({"kind": "epoch", "epoch": 1, "9/loss": 0.5})
+    board = EventAccumulator(str(run.path / "tensorboard"))
+    board.Reload()
+    (event,) = board.Tensors("metrics/9/text_summary")
+    assert event.tensor_proto.string_val == [b"Real training images."]
+
+
 def test_existing_run_is_never_touched(tmp_path: Path) -> None:
     run = Run.create(tmp_path, "a", {"seed": 1})
     with pytest.raises(RunError, match="exists already: resume it with --resume, or choose another name"):

@@ -174,17 +174,26 @@ class Run:
         # TensorBoard is told to drop the last record's step and what follows it; the records of that step go in again.
         step = history[-1]["epoch"] if history else 0
         with uninterrupted():
-            self._board = _board(self.path, purge_step=step)
+            self._board = self._open_board(purge_step=step)
             for record in history:
                 if record["epoch"] == step:
                     self._to_board(record)
         return Checkpoint(tensors, state, history) if found is not None else None
 
     def _to_board(self, record: Record) -> None:
-        self._board = self._board or _board(self.path)
+        self._board = self._board or self._open_board()
         for name, value in record.items():
             if "/" in name and isinstance(value, (int, float)):
                 self._board.add_scalar(name, value, record["epoch"])
+
+    def _open_board(self, purge_step: int | None = None) -> SummaryWriter:
+        """TensorBoard's events; among its texts is what the numbers mean, where the configuration has "metrics"."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        board = SummaryWriter(str(self.path / "tensorboard"), purge_step=purge_step, flush_secs=10)
+        for number, meaning in self.config.get("metrics", {}).items():
+            board.add_text(f"metrics/{number}", meaning)
+        return board
 
 
 @contextlib.contextmanager
@@ -252,9 +261,3 @@ def _lock(file: IO[str]) -> bool:
     except OSError:
         return False
     return True
-
-
-def _board(path: Path, purge_step: int | None = None) -> SummaryWriter:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(path / "tensorboard"), purge_step=purge_step, flush_secs=10)

@@ -43,6 +43,7 @@ def new_run(
     from sparring.runs import Run
     from sparring.training import PRESETS
     from sparring.training.building import new_network
+    from sparring.training.metrics import METRICS
 
     preset = preset or USUAL_PRESETS.get(data, "quick")
     if preset not in PRESETS:
@@ -77,6 +78,7 @@ def new_run(
             "device": device,
             "threads": threads or (torch.get_num_threads() if preset.startswith("full") else 1),
             "retrain": asdict(config),
+            "metrics": {metric.number: f"{metric.title}. {metric.meaning}" for metric in METRICS.values()},
             "versions": common.versions(),
         },
         numbered=name is None,
