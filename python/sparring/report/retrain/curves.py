@@ -112,10 +112,10 @@ def real(found: Experiment, metric: str) -> Section:
 
 def selection(found: Experiment) -> Section:
     """The harmonic mean over the epochs, and where it is best."""
-    series = found.over_epochs({"any fake class": "selection/h", "exact fake class": "selection/h_exact"})
+    series = found.over_epochs({"caught": "selection/h", "exact fake class": "selection/h_exact"})
     if not series:
         return Section("", "", "", [])
-    epochs, values = series["any fake class"]
+    epochs, values = series["caught"]
     best = int(np.argmax(values)) if any(values) else None
     said = (
         "no epoch has one above 0" if best is None else f"best after epoch {epochs[best]:.0f}: {percent(values[best])}"
