@@ -163,7 +163,7 @@ def search(
     """
     check(inputs, options)
     ways = options.restarts * (aims or 1)
-    seeds = _seeds(len(inputs), options.restarts, options.generator) if options.random_start else None
+    seeds = example_seeds(len(inputs), options.restarts, options.generator) if options.random_start else None
     budget = sum(stage.steps for stage in stages)
 
     def attack(problem: Problem, rows: slice) -> Best:
@@ -279,7 +279,7 @@ def _warn_of_masking(result: AttackResult) -> None:
         )
 
 
-def _seeds(count: int, restarts: int, generator: torch.Generator | None) -> Tensor:
+def example_seeds(count: int, restarts: int, generator: torch.Generator | None) -> Tensor:
     """One seed for each example and restart, so that no start depends on the rest of the batch."""
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     return torch.randint(2**62, (restarts, count), generator=generator, device=generator.device).cpu().T

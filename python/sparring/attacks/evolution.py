@@ -17,7 +17,7 @@ from sparring.attacks._forward import answer, judged
 from sparring.attacks._model import device_and_dtype, held_still
 from sparring.attacks._norms import Bounds
 from sparring.attacks._result import AttackResult
-from sparring.attacks._search import Best, Options, Preprocessing, Problem, Query, _seeds, run
+from sparring.attacks._search import Best, Options, Preprocessing, Problem, Query, example_seeds, run
 from sparring.attacks.recovery import Recovery
 from sparring.gradients import Lowered
 from sparring.losses import Loss
@@ -97,7 +97,7 @@ def differential_evolution(
     check(population, steps, strategy, mutation, recombination)
     if inputs.dim() < 2 or 0 in inputs.shape[1:]:
         raise ValueError(f"inputs must be (B, C, H, W), (B, C, *grid) or (B, D), not empty; got {tuple(inputs.shape)}")
-    seeds = _seeds(len(inputs), 1, generator)[:, 0]
+    seeds = example_seeds(len(inputs), 1, generator)[:, 0]
     settings: dict[str, Any] = {
         "population": population, "generations": steps, "strategy": strategy, "mutation": mutation,
         "recombination": recombination, "early_stop": early_stop,
@@ -174,7 +174,7 @@ def evolve_images(
         raise ValueError(f"black must be in the bounds {bounds}, got {black}")
     background = torch.full((len(targets), 1, *shape), black, device=device, dtype=dtype)
     dots = Dots(background, pixels, bounds)
-    seeds = _seeds(len(targets), 1, generator)[:, 0].tolist()
+    seeds = example_seeds(len(targets), 1, generator)[:, 0].tolist()
 
     def log_prob(images: Tensor, aims: Tensor) -> Tensor:
         logits = model(images.reshape(-1, *shape))

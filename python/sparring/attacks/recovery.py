@@ -14,7 +14,7 @@ from sparring.attacks._descent import Adam, Canvas, L1Ball, Schedule
 from sparring.attacks._model import device_and_dtype, held_still
 from sparring.attacks._objective import Loss, Objective, Penalty, weights
 from sparring.attacks._pursuit import Aims, pursue
-from sparring.attacks._search import _seeds
+from sparring.attacks._search import example_seeds
 from sparring.attacks._start import Start, Starts, check_images
 
 Method = Literal["adam", "prox", "l1"]
@@ -175,7 +175,7 @@ def recover(
     _check_numbers(method, steps, loss, lam, lr, p_min, s_max, floor, black, bounds, k, growth, restarts, batch_size)
     _check_schedule(method, lr, floor, lam_final, lam_step, lr_step)
     check_images(len(targets), shape, device, start, mask, mask_fraction)
-    seeds = _seeds(len(targets), 1, generator)[:, 0].tolist()
+    seeds = example_seeds(len(targets), 1, generator)[:, 0].tolist()
     starts = Starts(shape, start, mask, mask_fraction, black, bounds, max(1, s_max // 2), seeds)
     canvas = Canvas(black, bounds, floor)
     schedule = Schedule(lr, lam, lam_final, lam_step, lr_step)
