@@ -17,7 +17,7 @@ from peers import compiled
 from sparring import networks
 
 CASES = [("mlp", count, members) for count in (128, 1024) for members in (1, 10, 100)]
-CASES += [("lenet5", 128, 1), ("lenet5", 1024, 1), ("lenet5", 128, 10), ("lenet5", 128, 100)]
+CASES += [("lenet5", 128, 1), ("lenet5", 1024, 1), ("lenet5", 128, 10), ("lenet5", 1024, 10), ("lenet5", 128, 100)]
 
 # Contestants that are asked for: times ours. A loop is autograd over the members, one by one.
 MIXTURE = {"autograd": 1.7, "torch.func vmap(grad)": 1.0, "torch.compile(vmap(grad))": 1.0}
