@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torch import Tensor
 
-from sparring.training.augment import AUGMENTATIONS, Affine, CropFlip
+from sparring.training.augment import AUGMENTATIONS, Affine, CropFlip, augmentation_for
 
 
 def images(count: int, shape: tuple[int, int, int] = (2, 9, 12), dtype: torch.dtype = torch.float32) -> Tensor:
@@ -63,6 +63,15 @@ def test_what_changes_nothing() -> None:
     before = images(3)
     assert torch.allclose(Affine().apply(before, torch.tensor([[0.0, 0.0, 0.0, 1.0]] * 3)), before, atol=1e-5)
     assert torch.equal(CropFlip().apply(before, torch.tensor([[4, 4, 0]] * 3)), before)
+
+
+def test_what_comes_in_is_as_dark_as_the_darkest_real_pixel() -> None:
+    real = torch.full((2, 1, 6, 6), 0.3)
+    real[1, 0, 3, 3] = 1.0
+    chosen = augmentation_for("affine", real)
+    assert chosen == Affine(fill=float(real.min()))
+    assert torch.allclose(chosen(real[:1], seeded()), real[:1])
+    assert augmentation_for("crop-flip", real) == CropFlip()
 
 
 def test_crop_and_flip_by_hand() -> None:

@@ -119,6 +119,27 @@ def test_pools_first_step_is_that_of_proximal_adam(train: Dataset, config: Retra
     torch.testing.assert_close(pool.images, wanted.clamp(0, 1).float(), atol=1e-5, rtol=1e-4)
 
 
+def test_a_masked_pool_stays_black_where_it_is_masked(train: Dataset, config: RetrainConfig) -> None:
+    config = replace(config, pool_images=5, mask_fraction=0.75)
+    pool = Pool.begin(train, config, generation=0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    assert pool.mask.flatten(1).sum(1).tolist() == [4] * 5
+    assert len(pool.mask.flatten(1).unique(dim=0)) == 5
+    for _ in range(10):
+        pool.step(model, config)
+        assert not pool.images[~pool.mask].any()
+    assert pool.images.any()
+
+
+def test_pool_is_repeated_to_its_share_of_every_batch(train: Dataset, network: Network, config: RetrainConfig) -> None:
+    config = replace(config, pool_images=4, fooling_share=0.5)
+    pool = Pool.begin(train, config, generation=0)
+    for batch in Mixer(train, FakeClasses(3), config, (0,)).pooled(pool, learner_of(network(6), config)).each:
+        real, fooling = split(batch)
+        assert (len(real), len(fooling)) == (15, 16)
+        assert torch.equal(batch.images[15:], pool.images.repeat(4, 1, 1, 1))
+
+
 def test_continuous_trains_on_the_pool_alone(
     train: Dataset, test: Dataset, network: Network, config: RetrainConfig, steep: Generate
 ) -> None:

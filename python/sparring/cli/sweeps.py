@@ -15,6 +15,8 @@ from sparring.cli import _options as options
 from sparring.cli import _weights
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from sparring.training.evaluate import Metrics
 
 HELP = "How the search for fooling images depends on the weight of its penalty, and on the size of its batches."
@@ -52,9 +54,8 @@ def weight(
     from sparring.training import sweeps
 
     with common.users_errors():
-        size, lams = options.image_shape(shape), sweeps.LAMS if values is None else _values(values, float)
-        _check_new(table)
-        network = _weights.load_network(model, arch, size, outputs or classes)
+        lams = sweeps.LAMS if values is None else _values(values, float)
+        network, size = _network(model, arch, shape, outputs or classes, table)
         records = sweeps.lambda_sweep(
             network, size, lams, classes=classes, images=count, method=method, steps=steps,  # type: ignore[arg-type]
             p_min=p_min, s_max=s_max, seed=seed,
@@ -94,9 +95,8 @@ def batch_size(
     before = torch.get_num_threads()
     try:
         with common.users_errors():
-            size, sizes = options.image_shape(shape), sweeps.BATCH_SIZES if values is None else _values(values, int)
-            _check_new(table)
-            network = _weights.load_network(model, arch, size, outputs or classes)
+            sizes = sweeps.BATCH_SIZES if values is None else _values(values, int)
+            network, size = _network(model, arch, shape, outputs or classes, table)
             torch.set_num_threads(threads or before)
             records = sweeps.timing_by_batch_size(
                 network, size, sizes, classes=classes, images=count, method=method, steps=steps,  # type: ignore[arg-type]
@@ -107,6 +107,14 @@ def batch_size(
             _show(records, columns, table)
     finally:
         torch.set_num_threads(before)
+
+
+def _network(model: Path, arch: str, shape: str, outputs: int, table: Path | None) -> tuple[nn.Module, tuple[int, ...]]:
+    """The network and the shape of its images, once it is clear that the table can be written."""
+    if table is not None and table.exists():
+        raise ValueError(f"--csv {table}: the file exists already")
+    size = options.image_shape(shape)
+    return _weights.load_network(model, arch, size, outputs), size
 
 
 def _show(records: Sequence[Metrics], columns: dict[str, str], file: Path | None) -> None:
@@ -137,8 +145,3 @@ def _values(text: str, kind: type[float] | type[int]) -> list[float] | list[int]
         what = "whole numbers" if kind is int else "numbers"
         raise ValueError(f"--values {text}: give positive {what}, separated by commas")
     return values
-
-
-def _check_new(file: Path | None) -> None:
-    if file is not None and file.exists():
-        raise ValueError(f"--csv {file}: the file exists already")

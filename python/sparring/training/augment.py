@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -111,6 +111,12 @@ class CropFlip:
 
 
 AUGMENTATIONS: Mapping[str, Augmentation] = {"affine": Affine(), "crop-flip": CropFlip()}
+
+
+def augmentation_for(name: str, real: Tensor) -> Augmentation:
+    """The augmentation of that name for images like `real`, whose darkest value is taken for their background."""
+    augmentation = AUGMENTATIONS[name]
+    return replace(augmentation, fill=float(real.min())) if isinstance(augmentation, Affine) else augmentation
 
 
 def _check(images: Tensor, draws: Tensor, numbers: int) -> None:

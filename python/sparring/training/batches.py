@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sparring.data import Dataset
-from sparring.training.augment import AUGMENTATIONS
+from sparring.training.augment import augmentation_for
 from sparring.training.building import Learner
 from sparring.training.config import RetrainConfig
 from sparring.training.evaluate import losses
@@ -52,7 +52,7 @@ class Mixer:
         """Real and fooling images, shuffled together; fooling images are repeated to their share of the epoch."""
         images, wanted = self.real.images, self.labels.real(self.real.labels)
         if fooling is not None and len(fooling):
-            repeats = max(1, math.ceil(self._wanted_ratio * len(self.real) / len(fooling)))
+            repeats = self._repeats(len(self.real), len(fooling))
             images = torch.cat([images, *[fooling.images] * repeats])
             wanted = torch.cat([wanted, *[self.labels.fooling(fooling.targets)] * repeats])
         batches = self._shuffled(len(images))
@@ -90,19 +90,27 @@ class Mixer:
         return Batches(len(batches), each())
 
     def pooled(self, pool: Pool, learner: Learner) -> Batches:
-        """Real images, and with every batch the whole pool, moved on by a step on the network as it is."""
+        """Real images, and with every batch the whole pool, moved on by a step on the network as it is.
+
+        The pool is repeated to `config.fooling_share` of the batch.
+        """
         batches = self._shuffled(len(self.real))
 
         def each() -> Iterator[Batch]:
             for real in self._real(batches):
                 pool.step(learner.model, self.config)
-                yield self._with(real, pool.images, pool.targets)
+                repeats = self._repeats(len(real.images), len(pool.images))
+                yield self._with(real, pool.images.repeat(repeats, 1, 1, 1), pool.targets.repeat(repeats))
 
         return Batches(len(batches), each())
 
     @property
     def _wanted_ratio(self) -> float:
         return self.config.fooling_share / (1 - self.config.fooling_share)
+
+    def _repeats(self, real: int, fooling: int) -> int:
+        """How often so many fooling images are needed for their share beside so many real ones."""
+        return max(1, math.ceil(self._wanted_ratio * real / fooling))
 
     def _shuffled(self, count: int) -> tuple[Tensor, ...]:
         """So many indices in random order, in batches of nearly equal size, none tiny."""
@@ -127,7 +135,7 @@ class Mixer:
     def _augmentation(self) -> Callable[[Tensor], Tensor]:
         if self.config.augment == "none":
             return lambda images: images
-        augmentation = AUGMENTATIONS[self.config.augment]
+        augmentation = augmentation_for(self.config.augment, self.real.images)
         draws = stream(self.config.seed, "augment", *self.place)
         return lambda images: augmentation(images, draws)
 

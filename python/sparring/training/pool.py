@@ -25,24 +25,39 @@ class Pool:
     ----------
     images, exp_avg, exp_avg_sq : (B, C, H, W), the images in [0, 1].
     targets : int64 (B,).
+    mask : bool (B, C, H, W), the entries that may leave black.
     steps : taken so far.
     """
 
     images: Tensor
     targets: Tensor
+    mask: Tensor
     exp_avg: Tensor
     exp_avg_sq: Tensor
     steps: int = 0
 
     @classmethod
     def begin(cls, real: Dataset, config: RetrainConfig, *, generation: int) -> Pool:
-        """`config.pool_images` images as `config.start` says, shaped like the real ones, balanced over the classes."""
+        """`config.pool_images` images, shaped like the real ones, with starts and masks as the configuration says.
+
+        Their targets are balanced over the classes.
+        """
         count, limit = config.pool_images, config.sparsity_limit(real.images[0].numel())
         seeds = [seed_of(config.seed, "pool", generation, slot) for slot in range(count)]
-        starts = Starts(real.input_shape, config.start, None, 0.0, 0.0, (0.0, 1.0), max(1, limit // 2), seeds)
-        images = torch.stack([starts.first(slot)[0] for slot in range(count)]).clamp(0, 1).to(real.images)
+        starts = Starts(
+            real.input_shape, config.start, None, config.mask_fraction, 0.0, (0.0, 1.0), max(1, limit // 2), seeds
+        )
+        drawn, masks = zip(*(starts.first(slot) for slot in range(count)), strict=True)
+        images = torch.stack(drawn).clamp(0, 1).to(real.images)
+        mask = torch.stack(
+            [
+                torch.ones_like(image, dtype=torch.bool) if m is None else m
+                for image, m in zip(drawn, masks, strict=True)
+            ]
+        )
+        mask = mask.to(images.device)
         targets = balanced_targets(count, real.classes).to(images.device)
-        return cls(images, targets, torch.zeros_like(images), torch.zeros_like(images))
+        return cls(images * mask, targets, mask, torch.zeros_like(images), torch.zeros_like(images))
 
     def step(self, model: nn.Module, config: RetrainConfig) -> None:
         """Move every image one step of proximal Adam towards its class, on the network as it is in eval mode.
@@ -54,7 +69,7 @@ class Pool:
         self.steps += 1
         ops.recovery_step(
             self.images, grad, lr=config.pool_lr, lam=config.pool_lam, penalty="prox", exp_avg=self.exp_avg,
-            exp_avg_sq=self.exp_avg_sq, step=self.steps,
+            exp_avg_sq=self.exp_avg_sq, step=self.steps, mask=self.mask,
         )  # fmt: skip
 
     def judged(self, model: nn.Module, config: RetrainConfig) -> FoolingSet:

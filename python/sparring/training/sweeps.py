@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from sparring.attacks import recover
 from sparring.attacks._model import device_and_dtype
@@ -60,7 +60,7 @@ def lambda_sweep(
     records = []
     for lam in lams:
         generate = generator_named(method, p_min=p_min, s_max=s_max, steps=steps, lam=lam)
-        targets = balanced_targets(images, classes).to(device_and_dtype(model)[0])
+        targets = _targets(model, images, classes)
         attempts = attempt(model, generate, targets, shape, stream(seed, "sweep"), p_min=p_min, s_max=s_max)
         records.append({"lam": lam, **attack_metrics("0", attempts, classes)})
     return records
@@ -97,7 +97,7 @@ def timing_by_batch_size(
         is not timed.
     """
     count = max(sizes) if images is None else images
-    targets = balanced_targets(count, classes).to(device_and_dtype(model)[0])
+    targets = _targets(model, count, classes)
 
     def search(size: int, rows: int) -> float:
         found = recover(
@@ -122,3 +122,7 @@ def timing_by_batch_size(
             }
         )
     return records
+
+
+def _targets(model: nn.Module, count: int, classes: int) -> Tensor:
+    return balanced_targets(count, classes).to(device_and_dtype(model)[0])
