@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from sparring.ensembles import Ensemble
+from sparring.ensembles import Ensemble, StackedEnsemble
 from sparring.gradients import InputGrad, input_grad, jacobian, lower
 from sparring.ops import l1_step, project_l1_box, recovery_step
 
@@ -22,6 +22,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Ensemble",
     "InputGrad",
+    "StackedEnsemble",
     "__version__",
     "evaluate",
     "input_grad",

@@ -176,7 +176,7 @@ def test_split_to_fit_into_memory() -> None:
     ("arguments", "message"),
     [
         (([],), "one model at least"),
-        (([nn.Linear(2, 2)], "vote"), "combine must be one of probs, logits, loss; got 'vote'"),
+        (([nn.Linear(2, 2)], "sum"), "combine must be one of probs, logits, loss, vote; got 'sum'"),
         (([nn.Linear(2, 2)], "probs", [1, 2]), r"weights has shape \(2,\).*\(1,\)"),
         (([nn.Linear(2, 2)] * 2, "probs", [1, -1]), "weights must be at least 0"),
         (([nn.Linear(2, 2)] * 2, "probs", [0, 0]), "not all 0"),

@@ -240,8 +240,8 @@ def test_a_function_is_left_to_autograd() -> None:
 
 def test_lowering_is_kept_until_something_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     traces = []
-    traced = lowering._traced
-    monkeypatch.setattr(lowering, "_traced", lambda model: (traces.append(model), traced(model))[1])
+    traced = lowering.traced
+    monkeypatch.setattr(lowering, "traced", lambda model: (traces.append(model), traced(model))[1])
     model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.ReLU()).eval()
     assert [sp.lower(model).is_lowered for _ in range(3)] == [True] * 3
     assert len(traces) == 1

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from sparring.ensembles.ensemble import Ensemble
+from sparring.ensembles.stacked import StackedEnsemble
 
-__all__ = ["Ensemble"]
+__all__ = ["Ensemble", "StackedEnsemble"]

@@ -1,27 +1,27 @@
-"""A mixture of models, itself a model."""
+"""A mixture of any models, itself a model."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from sparring.ensembles.mixture import Mixture
 from sparring.gradients import layers
 from sparring.gradients.lowering import lower
 from sparring.gradients.members import Members, stacked
-from sparring.gradients.mixture import Combine, mix
+from sparring.gradients.mixture import Combine
 from sparring.gradients.steps import Step
 
-COMBINES = ("probs", "logits", "loss")
 
-
-class Ensemble(nn.Module):
+class Ensemble(Mixture):
     """Several models as one: a module from inputs (B, ...) to logits (B, K).
 
     Dense members of one architecture are stacked for gradients (`sparring.input_grad`): one matrix product in place of
     M. The stack copies their weights, and is renewed when a weight changes; a change through ``.data`` goes unseen.
+    To train many members of one architecture, `sparring.StackedEnsemble` is faster.
 
     Parameters
     ----------
@@ -30,37 +30,29 @@ class Ensemble(nn.Module):
     combine
         What is mixed, and what a loss is taken of.
 
-        ========== ======================================= ============================
-        combine    forward returns                         loss (in `sparring.input_grad`)
-        ========== ======================================= ============================
-        "probs"    log of the mean probabilities           of these
-        "logits"   mean logits                             of these
-        "loss"     mean of the log-probabilities           mean of the members' losses
-        ========== ======================================= ============================
+        ========== ======================================== ============================
+        combine    forward returns                          loss (in `sparring.input_grad`)
+        ========== ======================================== ============================
+        "probs"    log of the mean probabilities            of these
+        "logits"   mean logits                              of these
+        "loss"     mean of the log-probabilities            mean of the members' losses
+        "vote"     log of the share of votes for each class as for "probs"
+        ========== ======================================== ============================
+
+        A vote changes by jumps and has no gradient: what is differentiated, and attacked, are the mean probabilities.
+        Of classes with equally many votes the one with the larger mean probability is a little ahead: to each share a
+        millionth of it is added.
     weights
         M numbers >= 0, of which the means are weighted; divided by their sum, and kept as the buffer ``weights``
         (float64). None: equal ones.
     """
 
-    weights: Tensor
-
     def __init__(
         self, models: Iterable[nn.Module], combine: str = "probs", weights: Sequence[float] | Tensor | None = None
     ) -> None:
-        super().__init__()
-        self.models = nn.ModuleList(models)
-        if len(self.models) == 0:
-            raise ValueError("models must hold one model at least")
-        if combine not in COMBINES:
-            raise ValueError(f"combine must be one of {', '.join(COMBINES)}; got {combine!r}")
-        self.combine = combine
-        self.register_buffer("weights", _normalised(weights, len(self.models)))
-
-    def __len__(self) -> int:
-        return len(self.models)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return mix(self.member_logits(x), self.weights.to(x.device), self.combine)
+        members = [*models]
+        super().__init__(len(members), combine, weights)
+        self.models = nn.ModuleList(members)
 
     def member_logits(self, x: Tensor) -> Tensor:
         """Logits of each member, (M, B, K)."""
@@ -70,20 +62,9 @@ class Ensemble(nn.Module):
             raise ValueError(f"the members of an ensemble must return logits of one shape, but gave {sorted(shapes)}")
         return torch.stack(logits)
 
-    def extra_repr(self) -> str:
-        return f"combine={self.combine!r}"
-
-
-def _normalised(weights: Sequence[float] | Tensor | None, count: int) -> Tensor:
-    numbers = torch.ones(count, dtype=torch.float64)
-    if weights is not None:
-        numbers = torch.as_tensor(weights, dtype=torch.float64).detach().clone()
-    if numbers.shape != (count,):
-        raise ValueError(f"weights has shape {tuple(numbers.shape)}; expected one per model, ({count},)")
-    total = float(numbers.sum())
-    if not bool((numbers >= 0).all()) or not 0 < total < math.inf:
-        raise ValueError(f"weights must be at least 0, finite, and not all 0; got {numbers.tolist()}")
-    return numbers / total
+    def member(self, index: int) -> nn.Module:
+        """Member `index`, the module itself."""
+        return cast(nn.Module, self.models[index])
 
 
 def _steps(ensemble: Ensemble) -> list[Step]:

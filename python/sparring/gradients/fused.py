@@ -21,6 +21,8 @@ def input_grad(lowered: Lowered, x: Tensor, labels: Tensor, targets: Tensor | No
     if not worthwhile(x):
         return None
     mixture = lowered.mixture
+    if mixture is not None and mixture.combine != mixture.differentiated:
+        return None  # the kernel returns the logits of what is differentiated
     try:
         flat, layers = _dense(lowered, x.detach())
     except NotLowered:

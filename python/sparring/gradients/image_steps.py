@@ -41,7 +41,8 @@ class Conv2d:
             x = F.pad(x, (0, extra[1], 0, extra[0]))
         if x.device.type == "cpu":
             x = channels_last(x)
-        y = F.conv2d(x, weight, as_dtype(self.bias(), x), self.stride, padding, self.dilation, self.groups)
+        groups = self.groups_of(x.shape[1])
+        y = F.conv2d(x, weight, as_dtype(self.bias(), x), self.stride, padding, self.dilation, groups)
         if self.activation is None:
             return y, (tuple(x.shape[1:]), None)
         y = unflat(self.activation.over(flat(y)), y)
@@ -54,8 +55,13 @@ class Conv2d:
         weight = as_dtype(self.weight(), grad)
         padding, extra = self._padding(weight)
         size = (grad.shape[0], *shape)
-        result = kernels.conv_input_grad(grad, weight, size, self.stride, padding, self.dilation, self.groups)
+        groups = self.groups_of(shape[0])
+        result = kernels.conv_input_grad(grad, weight, size, self.stride, padding, self.dilation, groups)
         return result[:, :, : shape[1] - extra[0], : shape[2] - extra[1]] if any(extra) else result
+
+    def groups_of(self, channels: int) -> int:
+        """The groups that so many channels of the input form."""
+        return self.groups
 
     def _padding(self, weight: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
         """Rows and columns added on either side, and further ones at the end."""

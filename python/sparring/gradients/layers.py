@@ -56,8 +56,8 @@ def _conv2d(m: nn.Conv2d) -> Step:
     return Conv2d(live(m, "weight"), live(m, "bias"), stride, padding, dilation, m.groups)
 
 
-def _batch_norm(*ndims: int) -> Callable[[nn.modules.batchnorm._BatchNorm], Step]:
-    def build(m: nn.modules.batchnorm._BatchNorm) -> Step:
+def batch_norm(*ndims: int) -> Callable[[Any], Step]:
+    def build(m: Any) -> Step:
         if m.training or m.running_mean is None or m.running_var is None:
             raise NotLowered("normalises with the statistics of the batch")
         return BatchNorm(m, ndims)
@@ -105,8 +105,8 @@ MODULES: dict[type[nn.Module], Callable[[Any], Step | list[Step]]] = {
         m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, m.divisor_override
     ),
     nn.AdaptiveAvgPool2d: lambda m: _adaptive(m.output_size),
-    nn.BatchNorm1d: _batch_norm(2, 3),
-    nn.BatchNorm2d: _batch_norm(4),
+    nn.BatchNorm1d: batch_norm(2, 3),
+    nn.BatchNorm2d: batch_norm(4),
     nn.Flatten: lambda m: Flatten(m.start_dim, m.end_dim),
     nn.Softmax: _softmax_module(log=False),
     nn.LogSoftmax: _softmax_module(log=True),

@@ -69,7 +69,7 @@ def _plan(model: nn.Module) -> _Plan:
         except NotLowered as why:
             return None, [f"{type(model).__name__}: {why}"]
         return _listed(step), [reason for one in _listed(step) for reason in getattr(one, "reasons", [])]
-    graph = _traced(model)
+    graph = traced(model)
     return (None, [graph]) if isinstance(graph, str) else _Chain(model).follow(graph)
 
 
@@ -101,7 +101,7 @@ class _Tracer(fx.Tracer):
         return type(m) in layers.MODULES or super().is_leaf_module(m, module_qualified_name)
 
 
-def _traced(model: nn.Module) -> fx.Graph | str:
+def traced(model: nn.Module) -> fx.Graph | str:
     """The graph of forward, or why there is none; `model` and torch's generator are left as they were."""
     before = [(module, dict(vars(module))) for module in model.modules()]
     try:

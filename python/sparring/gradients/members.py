@@ -15,8 +15,9 @@ from torch import Tensor
 
 from sparring.gradients import kernels
 from sparring.gradients.lowered import Lowered
-from sparring.gradients.products import linear, packed
-from sparring.gradients.steps import IDENTITY, Flatten, Linear, Reshape, Step, as_dtype
+from sparring.gradients.image_steps import Conv2d
+from sparring.gradients.products import linear, packed, side_by_side
+from sparring.gradients.steps import IDENTITY, Flatten, Linear, Live, Reshape, Step, as_dtype
 
 
 class Members:
@@ -45,16 +46,61 @@ class Members:
         return result
 
 
+class StackedLinear(Linear):
+    """The linear layers of M members, `weight` (M, H, F), on features that all share or that lie side by side."""
+
+    def __init__(self, weight: Live, bias: Live) -> None:
+        super().__init__(weight, lambda: None if bias() is None else bias().flatten())
+        self.stacked_bias = bias
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if x.shape[1] == weight.shape[2]:
+            return linear(x, weight.flatten(0, 1), bias)
+        y = side_by_side(x, weight.transpose(1, 2))
+        return y if bias is None else y.add_(bias)
+
+    def product_back(self, grad: Tensor, weight: Tensor, features: int) -> Tensor:
+        if features == weight.shape[2]:
+            return linear(grad, weight.flatten(0, 1).t())
+        return side_by_side(grad, weight)
+
+
+class StackedConv2d(Conv2d):
+    """The convolutions of M members, `weight` (M, O, C, h, w), on channels that all share or that lie side by side."""
+
+    def __init__(self, weight: Live, bias: Live, *options: Any) -> None:
+        super().__init__(lambda: weight().flatten(0, 1), lambda: None if bias() is None else bias().flatten(), *options)
+        self.members, self.shared_channels = weight().shape[0], weight().shape[2] * self.groups
+
+    def groups_of(self, channels: int) -> int:
+        return 1 if channels == self.shared_channels else self.members * self.groups
+
+
+class Split:
+    """Logits of M members side by side, (B, M K), as (M, B, K)."""
+
+    def __init__(self, members: int) -> None:
+        self.members = members
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        return x.view(x.shape[0], self.members, x.shape[1] // self.members).transpose(0, 1), None
+
+    def backward(self, grad: Tensor, saved: None) -> Tensor:
+        return grad.transpose(0, 1).reshape(grad.shape[1], self.members * grad.shape[2])
+
+
 class StackedDense:
     """Linear layers and activations of all members at once.
 
-    The first layer's units lie side by side, (B, M H); later layers are batched products, (M, B, H).
+    The first layer's units lie side by side, (B, M H); later layers are batched products, (M, B, H). `layers` are those
+    of every member, or `StackedLinear` ones, one in each place.
     """
 
     def __init__(self, reshapes: Sequence[Step], layers: Sequence[Sequence[Linear]]) -> None:
         self.reshapes, self.layers = reshapes, layers
         self.activations = [members[0].activation for members in layers]
-        self.members = len(layers[0])
+        first = layers[0][0]
+        self.members = first.weight().shape[0] if isinstance(first, StackedLinear) else len(layers[0])
         self._key: Any = None
         self._sources: list[Tensor] = []
         self._stacked: list[tuple[Tensor, Tensor | None]] = []
@@ -114,7 +160,7 @@ class StackedDense:
 
         Torch counts changes in place, but not those through ``.data``.
         """
-        tensors = [live() for members in self.layers for layer in members for live in (layer.weight, layer.bias)]
+        tensors = [live() for members in self.layers for layer in members for live in _tensors_of(layer)]
         try:
             key: Any = [x.dtype, *((id(t), t.data_ptr(), t._version) for t in tensors if t is not None)]
         except RuntimeError:  # tensors made in inference mode count no changes
@@ -124,9 +170,13 @@ class StackedDense:
             stacked = []
             for i, members in enumerate(self.layers):
                 weights, biases = zip(*((next(pairs), next(pairs)) for _ in members), strict=True)
-                join = torch.stack if i else torch.cat
-                bias = None if biases[0] is None else as_dtype(join(biases), x)
-                stacked.append((as_dtype(join(weights), x), bias))
+                one = isinstance(members[0], StackedLinear)
+                weight, bias = (
+                    None if of[0] is None else of[0] if one else torch.stack(of) for of in (weights, biases)
+                )
+                if i == 0:
+                    weight, bias = weight.flatten(0, 1), None if bias is None else bias.flatten()
+                stacked.append((as_dtype(weight, x), as_dtype(bias, x)))
             self._key, self._stacked = key, stacked
             self._first = packed(stacked[0][0]), packed(stacked[0][0].t())
             self._sources = tensors  # kept, so that no other tensor can have their ids
@@ -178,6 +228,19 @@ def stacked(members: Sequence[Lowered]) -> StackedDense | None:
     if not layers or any(len(chain) != count + len(layers) for chain in chains):
         return None
     return StackedDense(reshapes, layers)
+
+
+def side_by_side_steps(steps: list[Step], members: int) -> list[Step]:
+    """From a network of stacked layers, to the logits of its members, (M, B, K)."""
+    reshapes = [step for step in steps if isinstance(step, (Flatten, Reshape))]
+    dense = [step for step in steps if isinstance(step, StackedLinear)]
+    if dense and [*reshapes, *dense] == steps:
+        return [StackedDense(reshapes, [[step] for step in dense])]
+    return [*steps, Split(members)]
+
+
+def _tensors_of(layer: Linear) -> tuple[Live, Live]:
+    return layer.weight, layer.stacked_bias if isinstance(layer, StackedLinear) else layer.bias
 
 
 def _same_reshape(step: Step, other: Step) -> bool:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sparring import losses
 from sparring.gradients import kernels
 from sparring.gradients.kernels import LossGrad
 from sparring.losses import Loss
+
+
+_BETWEEN_EQUALS = 1e-6  # of the mean probability, added to a share of votes
 
 
 def mix(logits: Tensor, weights: Tensor, combine: str) -> Tensor:
@@ -20,7 +25,11 @@ def mix(logits: Tensor, weights: Tensor, combine: str) -> Tensor:
         return (weights * logits).sum(0)
     if combine == "loss":
         return (weights * logits.log_softmax(-1)).sum(0)
-    return (weights.log() + logits.log_softmax(-1)).logsumexp(0)
+    mixed = (weights.log() + logits.log_softmax(-1)).logsumexp(0)
+    if combine == "vote":
+        votes = (weights * F.one_hot(logits.argmax(-1), logits.shape[-1])).sum(0)
+        return torch.logaddexp(votes.log(), mixed + math.log(_BETWEEN_EQUALS))
+    return mixed
 
 
 class Combine:
@@ -34,14 +43,20 @@ class Combine:
         return str(self.ensemble.combine)
 
     @property
+    def differentiated(self) -> str:
+        """`combine`, or what stands in for it where that has no gradient."""
+        return "probs" if self.combine == "vote" else self.combine
+
+    @property
     def weights(self) -> Tensor:
         weights: Tensor = self.ensemble.weights
         return weights
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, torch.dtype]]:
         logits = x if x.dtype is torch.float64 else x.float()
-        mixed = mix(logits, self.weights, self.combine)
-        return mixed, (logits, mixed, x.dtype)
+        mixed = mix(logits, self.weights, self.differentiated)
+        shown = mix(logits, self.weights, self.combine) if self.combine == "vote" else mixed
+        return shown, (logits, mixed, x.dtype)
 
     def backward(self, grad: Tensor, saved: tuple[Tensor, Tensor, torch.dtype]) -> Tensor:
         logits, mixed, dtype = saved
@@ -49,7 +64,7 @@ class Combine:
         blocks = grad.view(batch, grad.shape[0] // max(1, batch), classes)
         weights = self.weights.to(logits.dtype)[:, None, None]
         share = weights  # of each member's log-probability in the mixture
-        if self.combine == "probs":
+        if self.differentiated == "probs":
             share = (weights.log() + logits.log_softmax(-1) - mixed).exp()
         result = share.unsqueeze(2) * blocks
         if self.combine != "logits":
@@ -60,9 +75,16 @@ class Combine:
 def loss_grad(loss: Loss, logits: Tensor, mixture: Combine | None, labels: Tensor, targets: Tensor | None) -> LossGrad:
     """Loss of each example and its gradient towards the logits of a model, (B, K), or of its members, (M, B, K)."""
     losses.check(loss, logits if mixture is None else logits[0], labels, targets)
+    result = _loss_grad(loss, logits, mixture, labels, targets)
+    if mixture is not None and mixture.combine == "vote":
+        result = result._replace(combined=mix(logits, mixture.weights, "vote"))
+    return result
+
+
+def _loss_grad(loss: Loss, logits: Tensor, mixture: Combine | None, labels: Tensor, targets: Tensor | None) -> LossGrad:
     labels, targets = labels.long(), None if targets is None else targets.long()
     if isinstance(loss, str) and kernels.supported(logits):
-        how = "probs" if mixture is None else mixture.combine
+        how = "probs" if mixture is None else mixture.differentiated
         weights = None if mixture is None else mixture.weights
         return kernels.loss_grad(logits, weights, labels, targets, loss, how)
     with torch.inference_mode(False), torch.enable_grad():
@@ -70,7 +92,7 @@ def loss_grad(loss: Loss, logits: Tensor, mixture: Combine | None, labels: Tenso
             logits, labels = logits.clone(), labels.clone()
             targets = None if targets is None else targets.clone()
         leaf = logits.detach().requires_grad_()
-        mixed = leaf if mixture is None else mix(leaf, mixture.weights.clone(), mixture.combine)
+        mixed = leaf if mixture is None else mix(leaf, mixture.weights.clone(), mixture.differentiated)
         if mixture is not None and mixture.combine == "loss":
             each = torch.stack([losses.value(loss, one, labels, targets) for one in leaf])
             value = (mixture.weights.to(each)[:, None] * each).sum(0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, backends, bfloat16, float32, ops
+from torch import Tensor, backends, bfloat16, bmm, float32, ops
 from torch.nn import functional as F
 
 # What torch.compile puts in the place of a linear layer on the CPU; its names are not stable, so they may be absent.
@@ -24,6 +24,22 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if x.ndim == 2 and x.dtype is float32 and _pays(weight) and weight.dtype is float32 and x.shape[0]:
         return _onednn(x.contiguous(), weight, bias)
     return F.linear(x, weight, bias)
+
+
+def side_by_side(x: Tensor, weight: Tensor) -> Tensor:
+    """Each member's own product of its features and its `weight` (M, F, H): (B, M F) to (B, M H); no graph."""
+    members, features, units = weight.shape
+    result = x.new_empty(x.shape[0], members * units)
+    by_member = x.reshape(x.shape[0], members, features).transpose(0, 1)
+    bmm(by_member, weight, out=result.view(x.shape[0], members, units).transpose(0, 1))
+    return result
+
+
+def product_with_few(weight: Tensor, x: Tensor) -> Tensor:
+    """``weight @ x.T`` for a large `weight` (N, K) and few rows `x` (B, K); no graph."""
+    if _ONEDNN and weight.is_cpu and weight.dtype is float32 and x.dtype is float32 and x.shape[0] and weight.numel():
+        return _onednn(weight.contiguous(), x.contiguous(), None)
+    return weight @ x.t()
 
 
 def packed(weight: Tensor) -> Tensor:

@@ -121,19 +121,27 @@ class Linear:
     def __init__(self, weight: Live, bias: Live) -> None:
         self.weight, self.bias = weight, bias
 
-    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, Tensor, Tensor | None]]:
         need(x, 2, None, "a linear layer")
-        weight, bias = as_dtype(self.weight(), x), as_dtype(self.bias(), x)
+        weight, bias, features = as_dtype(self.weight(), x), as_dtype(self.bias(), x), x.shape[-1]
         if self.activation is None:
-            return linear(x, weight, bias), (weight, None)
+            return self.product(x, weight, bias), (features, weight, None)
         fused = kernels.supported(x)  # bias and activation in one pass
-        y = self.activation.over(linear(x, weight, None if fused else bias), bias if fused else None)
-        return y, (weight, y)
+        y = self.activation.over(self.product(x, weight, None if fused else bias), bias if fused else None)
+        return y, (features, weight, y)
 
-    def backward(self, grad: Tensor, saved: tuple[Tensor, Tensor | None]) -> Tensor:
-        weight, output = saved
+    def backward(self, grad: Tensor, saved: tuple[int, Tensor, Tensor | None]) -> Tensor:
+        features, weight, output = saved
         if self.activation is not None and output is not None:
             grad = self.activation.backward(grad, output)
+        return self.product_back(grad, weight, features)
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer on `x` without its activation."""
+        return linear(x, weight, bias)
+
+    def product_back(self, grad: Tensor, weight: Tensor, features: int) -> Tensor:
+        """From the gradient behind `product` to that at its input, which had so many `features`."""
         return linear(grad, weight.t())
 
 
@@ -213,7 +221,7 @@ class Affine:
 class BatchNorm:
     """Batch normalisation with its running statistics: an affine map of each channel."""
 
-    def __init__(self, module: nn.modules.batchnorm._BatchNorm, ndims: tuple[int, ...]) -> None:
+    def __init__(self, module: Any, ndims: tuple[int, ...]) -> None:
         self.module, self.ndims = module, ndims
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -251,8 +259,8 @@ class Autograd:
 
     takes_precision = True
 
-    def __init__(self, model: Callable[[Tensor], Tensor]) -> None:
-        self.model = model
+    def __init__(self, model: Callable[[Tensor], Tensor], reasons: Sequence[str] = ()) -> None:
+        self.model, self.reasons = model, reasons
 
     def forward(self, x: Tensor, precision: str) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         autocast = torch.autocast(x.device.type, torch.bfloat16) if precision == "bf16" else nullcontext()

@@ -1,0 +1,65 @@
+"""What all ensembles share: from the logits of the members, (M, B, K), to those of the ensemble, (B, K)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sparring.gradients.mixture import mix
+
+COMBINES = ("probs", "logits", "loss", "vote")
+
+
+class Mixture(nn.Module):
+    """Members whose answers are mixed; `Ensemble` and `StackedEnsemble` say how the members are kept.
+
+    Parameters
+    ----------
+    count
+        Of the members.
+    combine, weights
+        As in `sparring.Ensemble`.
+    """
+
+    weights: Tensor
+
+    def __init__(self, count: int, combine: str, weights: Sequence[float] | Tensor | None) -> None:
+        super().__init__()
+        if count == 0:
+            raise ValueError("models must hold one model at least")
+        if combine not in COMBINES:
+            raise ValueError(f"combine must be one of {', '.join(COMBINES)}; got {combine!r}")
+        self.combine = combine
+        self.register_buffer("weights", _normalised(weights, count))
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return mix(self.member_logits(x), self.weights.to(x.device), self.combine)
+
+    def member_logits(self, x: Tensor) -> Tensor:
+        """Logits of each member, (M, B, K)."""
+        raise NotImplementedError
+
+    def member(self, index: int) -> nn.Module:
+        """Member `index` as a module of its own."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return f"combine={self.combine!r}"
+
+
+def _normalised(weights: Sequence[float] | Tensor | None, count: int) -> Tensor:
+    numbers = torch.ones(count, dtype=torch.float64)
+    if weights is not None:
+        numbers = torch.as_tensor(weights, dtype=torch.float64).detach().clone()
+    if numbers.shape != (count,):
+        raise ValueError(f"weights has shape {tuple(numbers.shape)}; expected one per model, ({count},)")
+    total = float(numbers.sum())
+    if not bool((numbers >= 0).all()) or not 0 < total < math.inf:
+        raise ValueError(f"weights must be at least 0, finite, and not all 0; got {numbers.tolist()}")
+    return numbers / total
