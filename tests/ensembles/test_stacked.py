@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sparring as sp
 from sparring import losses, networks
+from sparring.ensembles.quick import Dropout, ReluPool, quick
 
 M, K = 3, 6
 X = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -53,9 +57,10 @@ KINDS: dict[str, Any] = {
     "normalised": normalised,
     "first normalised": lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, K)),
     "groups first": lambda: nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.Sigmoid(), nn.Flatten(), nn.Linear(32, K)),
+    "layer norm": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, K)),
+    "circular": lambda: nn.Sequential(nn.Conv2d(1, 2, 3, padding_mode="circular"), nn.Flatten(), nn.Linear(72, K)),
     "residual": lambda: networks.ResNet18((1, 8, 8), K, width=2),
 }
-NOT_LOWERED = ("first normalised", "groups first", "residual")
 
 
 def inputs(kind: str) -> Tensor:
@@ -84,7 +89,8 @@ def test_logits_and_gradients_are_those_of_the_members(kind: str) -> None:
         torch.testing.assert_close(stack.member_logits(x), one_by_one.member_logits(x))
         torch.testing.assert_close(stack(x), one_by_one(x))
         lowered = sp.lower(stack)
-        assert lowered.is_lowered == (kind not in NOT_LOWERED), lowered.reasons
+        assert lowered.is_lowered == (kind not in ("residual", "layer norm", "circular")), lowered.reasons
+        assert bool(stack.reasons) == (kind in ("layer norm", "circular")), stack.reasons
         for loss in losses.NAMES:
             for targets in (None, TARGETS):
                 ours = sp.input_grad(stack, x, LABELS, loss, targets=targets)
@@ -195,27 +201,90 @@ def test_members_are_copied_and_models_left_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("network", "message"),
+    ("network", "reason"),
     [
-        (lambda: nn.Sequential(nn.Flatten(), nn.LayerNorm(64), nn.Linear(64, K)), r"cannot be stacked: 1 \(LayerNorm"),
-        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, K), nn.Softmax(1)), r"cannot be stacked: 2 \(Softmax"),
-        (lambda: nn.Sequential(nn.Flatten(0), nn.Linear(64, K)), r"cannot be stacked: 0 \(Flatten"),
-        (lambda: nn.Sequential(nn.Conv2d(1, 2, 3, padding_mode="circular")), "0 .*padding_mode 'circular'"),
-        (lambda: Mixing(), r"cannot be stacked: softmax \(softmax\)"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.LayerNorm(64), nn.Linear(64, K)), r"1 \(LayerNorm"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, K), nn.Softmax(1)), r"2 \(Softmax"),
+        (lambda: nn.Sequential(nn.Unflatten(3, (2, 4)), nn.Flatten(), nn.Linear(64, K)), r"0 \(Unflatten"),
+        (lambda: nn.Sequential(nn.Conv2d(1, 2, 3, padding_mode="circular")), "padding_mode 'circular'"),
+        (lambda: Mixing(), r"softmax \(softmax\)"),
+        (lambda: Branching(), "forward cannot be traced"),
     ],
 )
-def test_what_cannot_be_stacked_is_named(network: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        sp.StackedEnsemble([network(), network()])
+def test_why_members_are_not_computed_at_once(network: Any, reason: str) -> None:
+    (found,) = sp.StackedEnsemble([network(), network()]).reasons
+    assert re.search(reason, found)
 
 
 class Mixing(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.linear = nn.Linear(8, K)
+        self.linear = nn.Linear(64, K)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.softmax(self.linear(x), 1)
+        return F.softmax(self.linear(x.flatten(1)), 1)
+
+
+class Branching(Mixing):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.flatten(1)) if x.sum() > 0 else self.linear(-x.flatten(1))
+
+
+@pytest.mark.parametrize("kind", ["lenet5", "traced", "normalised", "first normalised", "groups first", "residual"])
+def test_side_by_side_is_the_same_as_one_by_one(kind: str) -> None:
+    """What devices other than the CPU compute with."""
+    models, x = members(kind), inputs(kind)
+    stack = sp.StackedEnsemble(models)
+    logits = stack.net(x).view(len(x), M, K).transpose(0, 1)
+    torch.testing.assert_close(logits, stack.member_logits(x))
+    jacobian = sp.jacobian(stack.net, x).unflatten(1, (M, K))
+    torch.testing.assert_close(jacobian, torch.stack([sp.jacobian(model, x) for model in models], 1))
+    leaf = x.repeat(1, M, *[1] * (x.ndim - 2)).requires_grad_()  # not shared
+    torch.testing.assert_close(stack.net(leaf), stack.net(x))
+
+
+def test_quick_layers_are_torchs() -> None:
+    torch.manual_seed(0)
+    model = networks.cnn((1, 8, 8), K)
+    ours, last = quick(model)
+    assert last
+    assert not quick(Traced()).channels_last
+    assert [type(ours.get_submodule(name)) for name in ("relu2", "pool", "dropout1")] == [
+        nn.Identity,
+        ReluPool,
+        Dropout,
+    ]
+    assert [*ours.state_dict()] == [*model.state_dict()]
+    x = X.float().requires_grad_()
+    for one in (model.eval(), ours.eval()):
+        one(x).sum().backward()
+    assert torch.equal(ours(x), model(x))
+    for parameter, other in zip(ours.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, other.grad)
+
+
+@given(st.floats(0, 1), st.booleans())
+def test_dropout_keeps_its_share_and_the_mean(p: float, last: bool) -> None:
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(1)
+        x = torch.ones(10, 8, 25, 5)
+        x = x.contiguous(memory_format=torch.channels_last) if last else x
+        y = Dropout(p).train()(x)
+    assert y.stride() == x.stride()
+    deviation = 5 * (p * (1 - p) / x.numel()) ** 0.5 + 2**-15
+    assert abs(float((y == 0).double().mean()) - p) <= deviation
+    kept = y[y != 0]
+    assert kept.numel() == 0 or torch.allclose(kept, kept[0], rtol=0)
+    assert kept.numel() == 0 or float(kept[0]) == pytest.approx(1 / (1 - p), rel=2**-15 / (1 - p + 1e-9))
+
+
+def test_dropout_draws_independently_of_place() -> None:
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(2)
+        kept = torch.stack([Dropout(0.25).train()(torch.ones(1000)) != 0 for _ in range(400)]).double()
+    assert (kept.mean(0) - 0.75).abs().max() < 5 * (0.25 * 0.75 / 400) ** 0.5
+    neighbours = torch.corrcoef(torch.stack([kept[:, i::8].flatten() for i in range(8)])).fill_diagonal_(0)
+    assert neighbours.abs().max() < 5 / 50_000**0.5
 
 
 def test_bad_members_and_inputs() -> None:
@@ -223,7 +292,12 @@ def test_bad_members_and_inputs() -> None:
         sp.StackedEnsemble([])
     with pytest.raises(ValueError, match=r"model 0 has linear1: Linear\(in_features=64, out_features=9.*model 1 has"):
         sp.StackedEnsemble([networks.mlp((64, 9, K)), networks.mlp((64, 8, K))])
-    with pytest.raises(ValueError, match="model 0 has flatten: Flatten.* where model 1 has conv1: Conv2d"):
+    tied = [networks.mlp((8, 8, 8)) for _ in range(2)]
+    for model in tied:
+        model.linear2.weight = model.linear1.weight
+    with pytest.raises(ValueError, match="must not use a weight in two places"):
+        sp.StackedEnsemble(tied)
+    with pytest.raises(ValueError, match=r"model 0 has flatten: Flatten.* where model 1 has conv1: Conv2d"):
         sp.StackedEnsemble([members("mlp")[0], members("lenet5")[0]])
     stack = sp.StackedEnsemble(members("mlp"))
     with pytest.raises(ValueError, match=r"StackedLinear of 3 members was given \(5, 16\); expected 64 features"):

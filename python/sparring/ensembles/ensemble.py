@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +63,7 @@ class Ensemble(Mixture):
 
     def member(self, index: int) -> nn.Module:
         """Member `index`, the module itself."""
-        return cast(nn.Module, self.models[index])
+        return self.models[index]
 
 
 def _steps(ensemble: Ensemble) -> list[Step]:

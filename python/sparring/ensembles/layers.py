@@ -37,9 +37,9 @@ class StackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         members, units, features = self.weight.shape
         if _shares(x, 2, features, members, self):
-            y = cast(Tensor, _SharedProduct.apply(self.weight.flatten(0, 1), x))
+            y: Tensor = _SharedProduct.apply(self.weight.flatten(0, 1), x)  # type: ignore[no-untyped-call]
             return (y if self.bias is None else y + self.bias.view(-1, 1)).t()
-        x = x.t().view(members, features, x.shape[0])
+        x = x.t().reshape(members, features, x.shape[0])
         y = torch.bmm(self.weight, x) if self.bias is None else torch.baddbmm(self.bias.unsqueeze(2), self.weight, x)
         return y.view(members * units, x.shape[2]).t()
 
@@ -57,7 +57,7 @@ class StackedConv2d(nn.Module):
         super().__init__()
         first = layers[0]
         if first.padding_mode != "zeros":
-            raise ValueError(f"padding_mode {first.padding_mode!r} cannot be stacked; only 'zeros' can")
+            raise NotStacked(f"a convolution with padding_mode {first.padding_mode!r}")
         self.weight = stacked_parameter([layer.weight for layer in layers])
         self.bias = (
             None if first.bias is None else stacked_parameter([cast(nn.Parameter, layer.bias) for layer in layers])
@@ -83,7 +83,7 @@ class StackedConv2d(nn.Module):
 
 
 class StackedBatchNorm(nn.Module):
-    """M batch normalisations of (B, M F) or (B, M C, H, W); all tensors are (M, F), and the count of batches is (M,)."""
+    """M batch normalisations of (B, M F) or (B, M C, H, W). Tensors are (M, F), the count of batches is (M,)."""
 
     running_mean: Tensor | None
     running_var: Tensor | None
@@ -119,7 +119,7 @@ class StackedBatchNorm(nn.Module):
 
 
 class _SharedProduct(torch.autograd.Function):
-    """``weight @ x.T`` for `weight` (M H, F) and `x` (B, F); how it is differentiated decides which products are made."""
+    """``weight @ x.T`` for `weight` (M H, F) and `x` (B, F), with the products that take least in its derivative."""
 
     @staticmethod
     def forward(weight: Tensor, x: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ class _SharedProduct(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         weight, x = ctx.saved_tensors
         towards_weight = grad @ x if ctx.needs_input_grad[0] else None
         return towards_weight, (weight.t() @ grad).t() if ctx.needs_input_grad[1] else None
@@ -163,36 +163,42 @@ _FLATTENS: tuple[Any, ...] = (torch.flatten, "flatten")
 _MEANS: tuple[Any, ...] = (torch.mean, "mean")
 
 
+class NotStacked(Exception):
+    """Why networks cannot be computed at once."""
+
+
 def stacked_network(models: Sequence[nn.Module]) -> nn.Module:
-    """One network of the architecture of `models` and with the weights of all: (B, ...) to logits (B, M K).
+    """One network of the one architecture of `models` and with the weights of all: (B, ...) to logits (B, M K).
 
     Raises
     ------
-    ValueError
-        If the architectures differ, or there is a layer that cannot be stacked; it is named.
+    NotStacked
+        If there is a layer that cannot be stacked; it is named.
     """
-    kinds = [architecture(model) for model in models]
-    for i, kind in enumerate(kinds):
-        if kind != kinds[0]:
-            ours, theirs = next(
-                (a, b) for a, b in zip([*kinds[0], "nothing"], [*kind, "nothing"], strict=False) if a != b
-            )
-            raise ValueError(f"models must be of one architecture; model 0 has {ours} where model {i} has {theirs}")
     network = copy.deepcopy(models[0])
     for name in _layers(network):
         of = [model.get_submodule(name) for model in models]
         if type(of[0]) not in BLIND and not isinstance(of[0], nn.Flatten):
-            try:
-                stacked = STACKS[type(of[0])](of)
-            except ValueError as error:
-                raise ValueError(f"{name} ({type(of[0]).__name__}): {error}") from error
+            stacked = STACKS[type(of[0])](of)
             if name == "":
                 return stacked
             network.set_submodule(name, stacked)
     return network
 
 
-def architecture(model: nn.Module) -> list[str]:
+def check_architecture(models: Sequence[nn.Module]) -> None:
+    """ValueError unless all models are alike but for their weights, each of which has one place."""
+    kinds = [_architecture(model) for model in models]
+    for i, kind in enumerate(kinds):
+        if kind != kinds[0]:
+            pairs = zip([*kinds[0], "nothing"], [*kind, "nothing"], strict=False)
+            ours, theirs = next((a, b) for a, b in pairs if a != b)
+            raise ValueError(f"models must be of one architecture; model 0 has {ours} where model {i} has {theirs}")
+    if len([*models[0].parameters()]) < len([*models[0].named_parameters(remove_duplicate=False)]):
+        raise ValueError("models must not use a weight in two places: use sparring.Ensemble")
+
+
+def _architecture(model: nn.Module) -> list[str]:
     """The modules of a network, with what they print and the shapes of their tensors."""
     lines = []
     for name, module in model.named_modules():
@@ -202,33 +208,33 @@ def architecture(model: nn.Module) -> list[str]:
     return lines
 
 
-def stacked_parameter(tensors: Sequence[nn.Parameter]) -> nn.Parameter:
+def stacked_parameter(tensors: Sequence[Tensor]) -> nn.Parameter:
     return nn.Parameter(torch.stack([tensor.detach() for tensor in tensors]), tensors[0].requires_grad)
 
 
 def _layers(model: nn.Module) -> list[str]:
-    """Names of the layers that `forward` calls; ValueError if anything it does depends on whose feature is where."""
+    """Names of the layers that `forward` calls; NotStacked if what it does depends on whose feature is where."""
     if type(model) in STACKS:
         return [""]
     graph = traced(model)
     if isinstance(graph, str):
-        raise ValueError(f"{type(model).__name__} cannot be stacked: {graph}; use sparring.Ensemble")
+        raise NotStacked(graph)
     modules = dict(model.named_modules())
     names = []
     for node in graph.nodes:
         if node.op == "call_module":
             module = modules[str(node.target)]
             known = type(module) in STACKS or type(module) in BLIND
-            if not known and not (isinstance(module, nn.Flatten) and module.start_dim == 1):
-                _refuse(f"{node.target} ({module})")
+            if not known and not (type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1)):
+                raise NotStacked(f"{node.target} ({module})")
             names.append(str(node.target))
         elif node.op in ("call_function", "call_method") and not _is_blind(node):
-            _refuse(f"{node.name} ({getattr(node.target, '__name__', node.target)})")
+            raise NotStacked(f"{node.name} ({getattr(node.target, '__name__', node.target)})")
         elif node.op == "get_attr":
-            _refuse(f"{node.target}, a tensor that forward uses")
+            raise NotStacked(f"{node.target}, a tensor that forward uses")
     unused = {name.rpartition(".")[0] for name, _ in model.named_parameters()} - {*names}
     if unused:
-        _refuse(f"{', '.join(sorted(unused)) or 'the network'}, whose weights are not those of a known layer in use")
+        raise NotStacked(f"{', '.join(sorted(unused))}: weights of no layer that forward calls")
     return list(dict.fromkeys(names))
 
 
@@ -243,21 +249,14 @@ def _is_blind(node: fx.Node) -> bool:
         return len(node.args) == 3 and node.args[2] == -1 and isinstance(node.args[1], fx.Node)
     if node.target == "size":
         return [*node.args[1:]] == [0]
-    return node.target in _BLIND_CALLS
-
-
-def _refuse(what: str) -> None:
-    raise ValueError(
-        f"cannot be stacked: {what}. Known are {', '.join(kind.__name__ for kind in (*STACKS, *BLIND))}, "
-        "Flatten from dimension 1, and the same as functions; sparring.Ensemble takes any module"
-    )
+    return bool(node.target in _BLIND_CALLS)
 
 
 def _shares(x: Tensor, ndim: int | None, features: int, members: int, layer: nn.Module) -> bool:
     """Whether all members are given the same features."""
     if (ndim is not None and x.ndim != ndim) or x.ndim < 2 or x.shape[1] not in (features, members * features):
         raise ValueError(
-            f"{type(layer).__name__} of {members} members was given {tuple(x.shape)}; expected {features} features that "
-            f"all share, or {members * features} side by side, in dimension 1" + (f" of {ndim}" if ndim else "")
+            f"{type(layer).__name__} of {members} members was given {tuple(x.shape)}; expected {features} features "
+            f"that all share, or {members * features} side by side, in dimension 1" + (f" of {ndim}" if ndim else "")
         )
     return bool(x.shape[1] == features)

@@ -10,15 +10,26 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from sparring.ensembles.layers import StackedBatchNorm, StackedConv2d, StackedLinear, stacked_network
+from sparring.ensembles.layers import (
+    NotStacked,
+    StackedBatchNorm,
+    StackedConv2d,
+    StackedLinear,
+    check_architecture,
+    stacked_network,
+)
 from sparring.ensembles.mixture import Mixture
-from sparring.gradients import layers
-from sparring.gradients.lowering import lower
+from sparring.ensembles.quick import quick
+from sparring.ensembles.slices import Slice, container, tensors_of
+from sparring.gradients import input_grad, layers
+from sparring.gradients.image_steps import channels_last
+from sparring.gradients.lowered import Lowered
+from sparring.gradients.lowering import lower, lowered_with
+from sparring.gradients.members import Members, OnDevice, dense_stack
 from sparring.gradients.members import StackedConv2d as LoweredConv2d
 from sparring.gradients.members import StackedLinear as LoweredLinear
-from sparring.gradients.members import side_by_side_steps
 from sparring.gradients.mixture import Combine, loss_grad
-from sparring.gradients.steps import Autograd, BatchNorm, Step
+from sparring.gradients.steps import Step
 from sparring.losses import Loss
 
 
@@ -27,11 +38,13 @@ class StackedEnsemble(Mixture):
 
     Every parameter is one tensor with the members along its first dimension, under the name that it has in a member
     behind ``net.``: (M, H, F) is the weight of all linear layers ``net.linear1.weight``. So one optimiser of any kind
-    trains all members, and a step takes one matrix product, convolution and update where M modules take M.
+    trains all members, with one update where M modules take M.
 
-    Stacked are linear layers, convolutions and batch normalisations, in any module that ``torch.fx`` can trace and that
-    otherwise only does what works on every feature or channel by itself: activations, pooling, dropout, sums.
-    Dropout before the first layer with weights drops the same inputs for all members, and later on others for each.
+    Linear layers, convolutions and batch normalisations are also computed for all members at once, the first of them as
+    one product with the input that all share, in any module that ``torch.fx`` can trace and that otherwise only does
+    what works on every feature or channel by itself: activations, pooling, dropout, sums. Dropout before the first
+    layer with weights then drops the same inputs for all members. Other networks (``.reasons`` says why), and on a CPU
+    those with convolutions, are computed member by member.
 
     Parameters
     ----------
@@ -40,10 +53,15 @@ class StackedEnsemble(Mixture):
     combine, weights
         As in `sparring.Ensemble`.
 
+    Attributes
+    ----------
+    reasons
+        Why the members are not computed at once; empty where they can be.
+
     Raises
     ------
     ValueError
-        If the architectures differ, or a layer cannot be stacked; it is named.
+        If the architectures differ.
     """
 
     def __init__(
@@ -51,29 +69,49 @@ class StackedEnsemble(Mixture):
     ) -> None:
         members = [*models]
         super().__init__(len(members), combine, weights)
-        self.net = stacked_network(members)
-        self._template = (copy.deepcopy(members[0]),)  # in a tuple, so that its parameters are not this module's
+        check_architecture(members)
+        self.reasons: list[str] = []
+        try:
+            self.net = stacked_network(members)
+        except NotStacked as why:
+            self.reasons.append(str(why))
+            self.net = container(members)
+        # In a tuple, so that their parameters are not this module's:
+        self._one, self._quick = (copy.deepcopy(members[0]),), quick(members[0])
+        self._images = any(isinstance(module, nn.Conv2d) for module in members[0].modules())
         self.train(members[0].training)
+
+    def train(self, mode: bool = True) -> StackedEnsemble:
+        super().train(mode)
+        self._one[0].train(mode)
+        self._quick.network.train(mode)
+        return self
 
     def member_logits(self, x: Tensor) -> Tensor:
         """Logits of each member, (M, B, K)."""
-        return self._apart(self.net(x))
+        if not self._one_by_one(x):
+            return self._apart(self.net(x))
+        parts = {name: tensor.unbind() for name, tensor in tensors_of(self.net)}
+        x = channels_last(x) if x.is_cpu and x.ndim == 4 and self._quick.channels_last else x
+        own = [{name: part[index] for name, part in parts.items()} for index in range(len(self))]
+        return torch.stack([torch.func.functional_call(self._quick.network, tensors, (x,)) for tensors in own])
 
     def member(self, index: int) -> nn.Module:
         """An ordinary module with a copy of the weights of member `index`."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"index is {index}; there are {len(self)} members")
-        state = {name: tensor[index] for name, tensor in self.net.state_dict().items()}
-        member = copy.deepcopy(self._template[0]).to(next(iter(state.values())).device)
-        member.load_state_dict(state)
-        return member.train(self.training)
+        stacked = dict(tensors_of(self.net))
+        member = copy.deepcopy(self._one[0]).to(self.weights.device)
+        with torch.no_grad():
+            for name, tensor in tensors_of(member):
+                tensor.copy_(stacked[name][index])
+        return member
 
     def member_grads(self, x: Tensor, labels: Tensor, loss: Loss = "ce") -> Tensor:
-        """Gradient of each member's own loss towards each example, (M, *x.shape); see `sparring.input_grad`.
-
-        This array and one like it are all that it keeps besides the activations.
-        """
+        """Gradient of each member's own loss towards each example, (M, *x.shape); see `sparring.input_grad`."""
         members = len(self)
+        if self._one_by_one(x):
+            return torch.stack([input_grad(_lowered(self, index), x, labels, loss).grad for index in range(members)])
         with torch.enable_grad():
             apart = x.detach().repeat(1, members, *[1] * (x.ndim - 2)).requires_grad_()
             logits = self._apart(self.net(apart))
@@ -120,6 +158,9 @@ class StackedEnsemble(Mixture):
             raise ValueError(f"{path}: not an ensemble of such networks: {error}") from error
         return ensemble
 
+    def _one_by_one(self, x: Tensor) -> bool:
+        return bool(self.reasons) or (self._images and x.is_cpu)
+
     def _apart(self, logits: Tensor) -> Tensor:
         members = len(self)
         if logits.ndim != 2 or logits.shape[1] % members:
@@ -130,19 +171,26 @@ class StackedEnsemble(Mixture):
 _FORMAT = "sparring stacked ensemble 1"
 
 
+def _lowered(ensemble: StackedEnsemble, index: int | None) -> Lowered:
+    """Member `index`; or, with None, a network with the tensors of all."""
+    net, template = ensemble.net, ensemble._one[0]
+
+    def call(x: Tensor) -> Tensor:
+        tensors = {name: tensor if index is None else tensor[index] for name, tensor in tensors_of(net)}
+        return cast(Tensor, torch.func.functional_call(template, tensors, (x,)))
+
+    return lowered_with(template, lambda name, module: Slice(module, net.get_submodule(name), index), call)
+
+
 def _steps(ensemble: StackedEnsemble) -> list[Step]:
-    network = lower(ensemble.net)
-    reasons = network.reasons or _obstacles(network.steps)
-    steps = [Autograd(ensemble.net, reasons)] if reasons else network.steps
-    return [*side_by_side_steps(steps, len(ensemble)), Combine(ensemble)]
-
-
-def _obstacles(steps: list[Step]) -> list[str]:
-    """Why the first layer cannot be lowered, on an input that all members share."""
-    first = next(step for step in steps if isinstance(step, (LoweredLinear, LoweredConv2d, BatchNorm)))
-    if isinstance(first, BatchNorm):
-        return ["batch normalisation of the input that stacked members share"]
-    return ["groups in the first convolution of stacked members"] if getattr(first, "groups", 1) > 1 else []
+    members = len(ensemble)
+    dense = None if ensemble.reasons else dense_stack(_lowered(ensemble, None).steps, members)
+    if dense is not None:
+        return [dense, Combine(ensemble)]
+    one_by_one = Members([_lowered(ensemble, index) for index in range(members)])
+    if ensemble.reasons:
+        return [one_by_one, Combine(ensemble)]
+    return [OnDevice(one_by_one, lower(ensemble.net), members), Combine(ensemble)]
 
 
 def _linear(layer: StackedLinear) -> Step:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -142,11 +143,26 @@ def _fused(steps: list[Step]) -> list[Step]:
     return fused
 
 
+def lowered_with(model: nn.Module, tensors_of: Callable[[str, nn.Module], Any], call: Model) -> Lowered:
+    """`lower` for a network like `model` whose tensors are elsewhere, and that is called by `call`.
+
+    `tensors_of` a module of `model`, and its name, is something with its attributes and the other tensors.
+    """
+    reasons = _obstacles(model)
+    if reasons:
+        return Lowered(call, None, reasons)
+    if type(model) in layers.MODULES:
+        return Lowered(call, _listed(layers.MODULES[type(model)](tensors_of("", model))), [])
+    graph = traced(model)
+    return Lowered(call, *((None, [graph]) if isinstance(graph, str) else _Chain(model, tensors_of).follow(graph)))
+
+
 class _Chain:
     """Follows a graph along the one path from input to output."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.root, self.modules = weakref.proxy(model), dict(model.named_modules())
+    def __init__(self, model: nn.Module, tensors_of: Callable[[str, nn.Module], Any] | None = None) -> None:
+        self.modules = dict(model.named_modules())
+        self.tensors_of = tensors_of or (lambda name, module: module if name else weakref.proxy(module))
         self.steps: list[Step] = []
         self.reasons: list[str] = []
         self.chain: list[fx.Node] = []
@@ -199,7 +215,7 @@ class _Chain:
             module = self.modules[str(node.target)]
             if type(module) not in layers.MODULES:
                 raise NotLowered("not a layer that is known")
-            return layers.MODULES[type(module)](module)
+            return layers.MODULES[type(module)](self.tensors_of(str(node.target), module))
         table: dict[Any, Any] = layers.METHODS if node.op == "call_method" else layers.FUNCTIONS
         if node.target not in table:
             raise NotLowered("not an operation that is known")
@@ -227,7 +243,7 @@ class _Chain:
         """Reads or computes a value that does not depend on the input."""
         if node.op == "get_attr":
             path, _, name = str(node.target).rpartition(".")
-            return layers.live(self.modules[path] if path else self.root, name)
+            return layers.live(self.tensors_of(path, self.modules[path]), name)
         if node.op not in ("call_function", "call_method") or any(n in self.chain for n in node.all_input_nodes):
             raise NotLowered(f"{node.name} is not a constant")
         sources = {source: self._constant(source) for source in node.all_input_nodes}

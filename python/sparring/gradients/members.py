@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from sparring.gradients import kernels
-from sparring.gradients.lowered import Lowered
 from sparring.gradients.image_steps import Conv2d
+from sparring.gradients.lowered import Lowered
 from sparring.gradients.products import linear, packed, side_by_side
-from sparring.gradients.steps import IDENTITY, Flatten, Linear, Live, Reshape, Step, as_dtype
+from sparring.gradients.steps import IDENTITY, Flatten, Linear, Live, NotLowered, Reshape, Step, as_dtype
 
 
 class Members:
@@ -46,12 +46,35 @@ class Members:
         return result
 
 
+class OnDevice:
+    """Members one by one on a CPU, all of them side by side elsewhere: what each is better at."""
+
+    takes_precision = True
+
+    def __init__(self, one_by_one: Members, side_by_side: Lowered, members: int) -> None:
+        self.one_by_one, self.side_by_side, self.members = one_by_one, side_by_side, members
+        self.reasons = one_by_one.reasons
+
+    def forward(self, x: Tensor, precision: str) -> tuple[Tensor, Any]:
+        if x.is_cpu:
+            logits, saved = self.one_by_one.forward(x, precision)
+            return logits, (None, saved)
+        flat, tape = self.side_by_side.forward(x, precision)
+        logits = flat.view(x.shape[0], self.members, -1).transpose(0, 1)
+        return logits.float() if precision == "bf16" else logits, (flat.dtype, tape)
+
+    def backward(self, grad: Tensor, saved: Any) -> Tensor:
+        dtype, tape = saved
+        if dtype is None:
+            return self.one_by_one.backward(grad, tape)
+        return self.side_by_side.backward(grad.to(dtype).transpose(0, 1).flatten(1), tape)
+
+
 class StackedLinear(Linear):
     """The linear layers of M members, `weight` (M, H, F), on features that all share or that lie side by side."""
 
     def __init__(self, weight: Live, bias: Live) -> None:
         super().__init__(weight, lambda: None if bias() is None else bias().flatten())
-        self.stacked_bias = bias
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if x.shape[1] == weight.shape[2]:
@@ -70,37 +93,30 @@ class StackedConv2d(Conv2d):
 
     def __init__(self, weight: Live, bias: Live, *options: Any) -> None:
         super().__init__(lambda: weight().flatten(0, 1), lambda: None if bias() is None else bias().flatten(), *options)
-        self.members, self.shared_channels = weight().shape[0], weight().shape[2] * self.groups
+        self.members: int = weight().shape[0]
+        self.shared_channels: int = weight().shape[2] * self.groups
 
     def groups_of(self, channels: int) -> int:
-        return 1 if channels == self.shared_channels else self.members * self.groups
-
-
-class Split:
-    """Logits of M members side by side, (B, M K), as (M, B, K)."""
-
-    def __init__(self, members: int) -> None:
-        self.members = members
-
-    def forward(self, x: Tensor) -> tuple[Tensor, None]:
-        return x.view(x.shape[0], self.members, x.shape[1] // self.members).transpose(0, 1), None
-
-    def backward(self, grad: Tensor, saved: None) -> Tensor:
-        return grad.transpose(0, 1).reshape(grad.shape[1], self.members * grad.shape[2])
+        if channels != self.shared_channels:
+            return self.members * self.groups
+        if self.groups > 1:
+            raise NotLowered("groups in the first convolution of stacked members")
+        return 1
 
 
 class StackedDense:
     """Linear layers and activations of all members at once.
 
     The first layer's units lie side by side, (B, M H); later layers are batched products, (M, B, H). `layers` are those
-    of every member, or `StackedLinear` ones, one in each place.
+    of every member; or one in each place, whose weight is (M, H, F) and whose bias is (M, H), of so many `members`.
     """
 
-    def __init__(self, reshapes: Sequence[Step], layers: Sequence[Sequence[Linear]]) -> None:
+    def __init__(
+        self, reshapes: Sequence[Step], layers: Sequence[Sequence[Linear]], members: int | None = None
+    ) -> None:
         self.reshapes, self.layers = reshapes, layers
-        self.activations = [members[0].activation for members in layers]
-        first = layers[0][0]
-        self.members = first.weight().shape[0] if isinstance(first, StackedLinear) else len(layers[0])
+        self.activations = [of_members[0].activation for of_members in layers]
+        self.joined, self.members = members is not None, members or len(layers[0])
         self._key: Any = None
         self._sources: list[Tensor] = []
         self._stacked: list[tuple[Tensor, Tensor | None]] = []
@@ -160,7 +176,7 @@ class StackedDense:
 
         Torch counts changes in place, but not those through ``.data``.
         """
-        tensors = [live() for members in self.layers for layer in members for live in _tensors_of(layer)]
+        tensors = [live() for members in self.layers for layer in members for live in (layer.weight, layer.bias)]
         try:
             key: Any = [x.dtype, *((id(t), t.data_ptr(), t._version) for t in tensors if t is not None)]
         except RuntimeError:  # tensors made in inference mode count no changes
@@ -170,10 +186,8 @@ class StackedDense:
             stacked = []
             for i, members in enumerate(self.layers):
                 weights, biases = zip(*((next(pairs), next(pairs)) for _ in members), strict=True)
-                one = isinstance(members[0], StackedLinear)
-                weight, bias = (
-                    None if of[0] is None else of[0] if one else torch.stack(of) for of in (weights, biases)
-                )
+                weight = weights[0] if self.joined else torch.stack(weights)
+                bias = biases[0] if self.joined or biases[0] is None else torch.stack(biases)
                 if i == 0:
                     weight, bias = weight.flatten(0, 1), None if bias is None else bias.flatten()
                 stacked.append((as_dtype(weight, x), as_dtype(bias, x)))
@@ -230,17 +244,11 @@ def stacked(members: Sequence[Lowered]) -> StackedDense | None:
     return StackedDense(reshapes, layers)
 
 
-def side_by_side_steps(steps: list[Step], members: int) -> list[Step]:
-    """From a network of stacked layers, to the logits of its members, (M, B, K)."""
+def dense_stack(steps: list[Step], members: int) -> StackedDense | None:
+    """All members as one stack, if these steps, whose tensors are theirs stacked, are linear layers behind reshapes."""
     reshapes = [step for step in steps if isinstance(step, (Flatten, Reshape))]
-    dense = [step for step in steps if isinstance(step, StackedLinear)]
-    if dense and [*reshapes, *dense] == steps:
-        return [StackedDense(reshapes, [[step] for step in dense])]
-    return [*steps, Split(members)]
-
-
-def _tensors_of(layer: Linear) -> tuple[Live, Live]:
-    return layer.weight, layer.stacked_bias if isinstance(layer, StackedLinear) else layer.bias
+    dense = [step for step in steps if isinstance(step, Linear)]
+    return StackedDense(reshapes, [[step] for step in dense], members) if [*reshapes, *dense] == steps else None
 
 
 def _same_reshape(step: Step, other: Step) -> bool:

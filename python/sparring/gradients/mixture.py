@@ -14,7 +14,6 @@ from sparring.gradients import kernels
 from sparring.gradients.kernels import LossGrad
 from sparring.losses import Loss
 
-
 _BETWEEN_EQUALS = 1e-6  # of the mean probability, added to a share of votes
 
 

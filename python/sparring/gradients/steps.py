@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from sparring.gradients import kernels
@@ -236,6 +236,8 @@ class BatchNorm:
         shift = -module.running_mean * scale
         if module.bias is not None:
             shift = shift + module.bias
+        if scale.numel() != x.shape[1]:
+            raise NotLowered(f"batch normalisation of {scale.numel()} channels on {x.shape[1]}")
         channels = (-1,) + (1,) * (x.ndim - 2)
         scale, shift = scale.to(x.dtype).view(channels), shift.to(x.dtype).view(channels)
         return torch.addcmul(shift, x, scale), scale
@@ -259,8 +261,8 @@ class Autograd:
 
     takes_precision = True
 
-    def __init__(self, model: Callable[[Tensor], Tensor], reasons: Sequence[str] = ()) -> None:
-        self.model, self.reasons = model, reasons
+    def __init__(self, model: Callable[[Tensor], Tensor]) -> None:
+        self.model = model
 
     def forward(self, x: Tensor, precision: str) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         autocast = torch.autocast(x.device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
