@@ -56,3 +56,24 @@ def test_every_batch_of_an_example_gives_the_same_to_rounding() -> None:
     for count in (1, 16, 64, 256):
         part = products.linear(x[:count], weight)
         assert (part - whole[:count]).abs().max() <= 1e-6 * 784**0.5 * whole.abs().max()
+
+
+def test_bfloat16_copies_follow_their_weights() -> None:
+    kept = products.Bfloat16()
+    weight, bias = torch.randn(30, 784, generator=torch.Generator().manual_seed(0)), torch.ones(30)
+    x = torch.rand(16, 784, generator=torch.Generator().manual_seed(1)).bfloat16()
+    first = kept.of(weight, bias)
+    assert kept.of(weight, bias) is first
+    for change in (lambda: weight.mul_(2), lambda: bias.sub_(3)):
+        change()
+        there, back, small_bias = kept.of(weight, bias)
+        y = products.linear(x, there, small_bias, relu=True)
+        right = (x.float() @ weight.bfloat16().float().t() + bias).relu()
+        torch.testing.assert_close(y.float(), right, rtol=1e-2, atol=0.1)
+        towards = products.linear(y, back)
+        torch.testing.assert_close(towards.float(), y.float() @ weight.bfloat16().float(), rtol=1e-2, atol=2.0)
+    with torch.inference_mode():
+        uncounted = torch.ones(3, 4)
+        assert kept.of(uncounted, None)[2] is None
+        uncounted.zero_()
+        assert not products.linear(torch.ones(1, 4).bfloat16(), kept.of(uncounted, None)[0]).any()

@@ -246,7 +246,7 @@ def _is_blind(node: fx.Node) -> bool:
         dims: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
         return isinstance(dims, (tuple, list)) and {*dims} in ({2, 3}, {-1, -2})
     if node.target in ("view", "reshape"):  # (len(x), -1)
-        return len(node.args) == 3 and node.args[2] == -1 and isinstance(node.args[1], fx.Node)
+        return bool(len(node.args) == 3 and node.args[2] == -1 and isinstance(node.args[1], fx.Node))
     if node.target == "size":
         return [*node.args[1:]] == [0]
     return bool(node.target in _BLIND_CALLS)

@@ -61,9 +61,9 @@ def input_grad(
         `sparring.Ensemble` that combines losses is given the logits of one member at a time.
     precision
         "float32": that of `x`, whatever it is. "bf16": layers in bfloat16 (autograd: under autocast), loss in float32;
-        1.6 to 1.9 times as fast for ten to a hundred small members where the processor has it, slower for one such
-        network. On two MNIST networks gradients
-        kept a median cosine above .999 to float32's, and 20 steps of PGD left the same accuracy to .002.
+        where the processor has it 1.6 to 2 times as fast for ten to a hundred small members, or one on a batch of 1024;
+        the same time for one on a batch of 128. Copies of linear layers' weights are kept. On two MNIST networks
+        gradients kept a median cosine above .999 to float32's, and 20 steps of PGD left the same accuracy to .002.
     memory
         Bytes for the activations of a lowered model; a batch that needs more is worked on in parts.
 

@@ -73,6 +73,8 @@ class OnDevice:
 class StackedLinear(Linear):
     """The linear layers of M members, `weight` (M, H, F), on features that all share or that lie side by side."""
 
+    keeps_bfloat16 = False
+
     def __init__(self, weight: Live, bias: Live) -> None:
         super().__init__(weight, lambda: None if bias() is None else bias().flatten())
 
@@ -134,8 +136,9 @@ class StackedDense:
         for i, ((weight, bias), activation) in enumerate(zip(weights, self.activations, strict=True)):
             batch, units = x.shape[-2], weight.shape[-2]
             before, after = (None, bias) if fused else (bias, None)
+            relu = i == 0 and not fused and activation is not None and activation.name == "relu"
             if i == 0:
-                z = linear(x, self._first[0], before)
+                z = linear(x, self._first[0], before, relu=relu)
             else:
                 shape = (self.members, batch, units)
                 z = x.new_empty(shape) if i == last else buffers.get(x, shape, i)  # logits leave this step
@@ -143,7 +146,7 @@ class StackedDense:
                     torch.bmm(x, weight.transpose(1, 2), out=z)
                 else:
                     torch.baddbmm(before.unsqueeze(1), x, weight.transpose(1, 2), out=z)
-            if activation is not None or after is not None:
+            if (activation is not None and not relu) or after is not None:
                 z = (activation or IDENTITY).over(z, after)
             outputs.append(z)
             x = z if i else z.view(batch, self.members, units // self.members).transpose(0, 1)

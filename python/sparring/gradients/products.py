@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, backends, bfloat16, bmm, float32, ops
 from torch.nn import functional as F
 
@@ -17,13 +19,17 @@ _OUTPUTS, _WEIGHTS = 129, 2**16
 _BATCH = 128  # that packed weights are laid out for; others are served as well
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x @ weight.T + bias`` for `x` (..., K), `weight` (N, K), which may be `packed`, and `bias` (N,); no graph."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
+    """``x @ weight.T + bias`` for `x` (..., K), `weight` (N, K), which may be `packed`, and `bias` (N,); no graph.
+
+    With `relu`, what is below 0 becomes 0.
+    """
     if weight.is_mkldnn:
-        return _onednn(x.contiguous(), weight, bias) if x.shape[0] else x.new_empty(0, weight.shape[0])
+        return _onednn(x.contiguous(), weight, bias, relu) if x.shape[0] else x.new_empty(0, weight.shape[0])
     if x.ndim == 2 and x.dtype is float32 and _pays(weight) and weight.dtype is float32 and x.shape[0]:
-        return _onednn(x.contiguous(), weight, bias)
-    return F.linear(x, weight, bias)
+        return _onednn(x.contiguous(), weight, bias, relu)
+    y = F.linear(x, weight, bias)
+    return y.relu_() if relu else y
 
 
 def side_by_side(x: Tensor, weight: Tensor) -> Tensor:
@@ -38,24 +44,60 @@ def side_by_side(x: Tensor, weight: Tensor) -> Tensor:
 def product_with_few(weight: Tensor, x: Tensor) -> Tensor:
     """``weight @ x.T`` for a large `weight` (N, K) and few rows `x` (B, K); no graph."""
     if _ONEDNN and weight.is_cpu and weight.dtype is float32 and x.dtype is float32 and x.shape[0] and weight.numel():
-        return _onednn(weight.contiguous(), x.contiguous(), None)
+        return _onednn(weight.contiguous(), x.contiguous(), None, relu=False)
     return weight @ x.t()
 
 
 def packed(weight: Tensor) -> Tensor:
     """`weight` (N, K) laid out for many products; to be used by `linear` alone, with `x` (B, K) of its dtype."""
-    if not _pays(weight) or weight.dtype not in (float32, bfloat16):
+    if weight.dtype is bfloat16:
+        return _laid_out(weight)
+    if not _pays(weight) or weight.dtype is not float32:
         return weight
-    if weight.dtype is bfloat16 and not ops.mkldnn._is_mkldnn_bf16_supported():
-        return weight
-    result: Tensor = ops.mkldnn._reorder_linear_weight(weight.contiguous(), _BATCH)
-    return result
+    return _reordered(weight)
 
 
 def _pays(weight: Tensor) -> bool:
     return _ONEDNN and weight.is_cpu and weight.shape[0] >= _OUTPUTS and weight.numel() >= _WEIGHTS
 
 
-def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    product: Tensor = ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    product: Tensor = ops.mkldnn._linear_pointwise(x, weight, bias, "relu" if relu else "none", [], "")
     return product
+
+
+class Bfloat16:
+    """A layer's weight and bias in bfloat16, laid out for products there and back; renewed whenever one changed.
+
+    Torch counts changes in place, but not those through ``.data``.
+    """
+
+    def __init__(self) -> None:
+        self._key: Any = None
+        self._sources: Any = None
+        self._made: tuple[Tensor, Tensor, Tensor | None]
+
+    def of(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The weight (N, K) and its transpose, both for `linear`, and the bias."""
+        sources = (weight, bias)
+        try:
+            key: Any = [(id(t), t.data_ptr(), t._version) for t in sources if t is not None]
+        except RuntimeError:  # tensors made in inference mode count no changes
+            key = None
+        if key is None or key != self._key:
+            small = weight.bfloat16()
+            there, back = (_laid_out(w) for w in (small, small.t()))
+            self._made = there, back, None if bias is None else bias.bfloat16()
+            self._key, self._sources = key, sources  # kept, so that no other tensor can have their ids
+        return self._made
+
+
+def _laid_out(weight: Tensor) -> Tensor:
+    if not (_ONEDNN and weight.is_cpu and weight.numel() and ops.mkldnn._is_mkldnn_bf16_supported()):
+        return weight
+    return _reordered(weight)
+
+
+def _reordered(weight: Tensor) -> Tensor:
+    result: Tensor = ops.mkldnn._reorder_linear_weight(weight.contiguous(), _BATCH)
+    return result

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparring.gradients import kernels
-from sparring.gradients.products import linear
+from sparring.gradients.products import Bfloat16, linear
 
 aten = torch.ops.aten
 
@@ -117,12 +117,16 @@ class Linear:
     """y = x Wᵀ + b over the last dimension, and an activation."""
 
     activation: Activation | None = None
+    keeps_bfloat16 = True  # its weights in bfloat16, for the next call
 
     def __init__(self, weight: Live, bias: Live) -> None:
         self.weight, self.bias = weight, bias
+        self._bfloat16 = Bfloat16()
 
-    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, Tensor, Tensor | None]]:
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int | None, Tensor, Tensor | None]]:
         need(x, 2, None, "a linear layer")
+        if self.keeps_bfloat16 and x.dtype is torch.bfloat16 and self.weight().dtype is torch.float32:
+            return self._in_bfloat16(x)
         weight, bias, features = as_dtype(self.weight(), x), as_dtype(self.bias(), x), x.shape[-1]
         if self.activation is None:
             return self.product(x, weight, bias), (features, weight, None)
@@ -130,11 +134,21 @@ class Linear:
         y = self.activation.over(self.product(x, weight, None if fused else bias), bias if fused else None)
         return y, (features, weight, y)
 
-    def backward(self, grad: Tensor, saved: tuple[int, Tensor, Tensor | None]) -> Tensor:
+    def backward(self, grad: Tensor, saved: tuple[int | None, Tensor, Tensor | None]) -> Tensor:
         features, weight, output = saved
         if self.activation is not None and output is not None:
             grad = self.activation.backward(grad, output)
+        if features is None:  # the weight is that of the way back
+            return linear(grad, weight)
         return self.product_back(grad, weight, features)
+
+    def _in_bfloat16(self, x: Tensor) -> tuple[Tensor, tuple[int | None, Tensor, Tensor | None]]:
+        weight, back, bias = self._bfloat16.of(self.weight(), self.bias())
+        relu = self.activation is not None and self.activation.name == "relu"
+        y = linear(x, weight, bias, relu=relu)
+        if self.activation is not None and not relu:
+            y = self.activation.over(y)
+        return y, (None, back, None if self.activation is None else y)
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer on `x` without its activation."""
