@@ -80,17 +80,19 @@ class StackedEnsemble(Mixture):
         self._one, self._quick = (copy.deepcopy(members[0]),), quick(members[0])
         self._images = any(isinstance(module, nn.Conv2d) for module in members[0].modules())
         self.train(members[0].training)
-
-    def train(self, mode: bool = True) -> StackedEnsemble:
-        super().train(mode)
-        self._one[0].train(mode)
-        self._quick.network.train(mode)
-        return self
+        mine = dict(self.net.named_modules())
+        self._alike = [
+            (module, mine[name])
+            for network in (self._one[0], self._quick.network)
+            for name, module in network.named_modules()
+            if name in mine
+        ]
 
     def member_logits(self, x: Tensor) -> Tensor:
         """Logits of each member, (M, B, K)."""
         if not self._one_by_one(x):
             return self._apart(self.net(x))
+        self._adopt_modes()
         parts = {name: tensor.unbind() for name, tensor in tensors_of(self.net)}
         x = channels_last(x) if x.is_cpu and x.ndim == 4 and self._quick.channels_last else x
         own = [{name: part[index] for name, part in parts.items()} for index in range(len(self))]
@@ -100,6 +102,7 @@ class StackedEnsemble(Mixture):
         """An ordinary module with a copy of the weights of member `index`."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"index is {index}; there are {len(self)} members")
+        self._adopt_modes()
         stacked = dict(tensors_of(self.net))
         member = copy.deepcopy(self._one[0]).to(self.weights.device)
         with torch.no_grad():
@@ -158,6 +161,11 @@ class StackedEnsemble(Mixture):
             raise ValueError(f"{path}: not an ensemble of such networks: {error}") from error
         return ensemble
 
+    def _adopt_modes(self) -> None:
+        """Give the networks that stand for a member the modes of the stack's modules."""
+        for module, like in self._alike:
+            module.training = like.training
+
     def _one_by_one(self, x: Tensor) -> bool:
         return bool(self.reasons) or (self._images and x.is_cpu)
 
@@ -174,6 +182,7 @@ _FORMAT = "sparring stacked ensemble 1"
 def _lowered(ensemble: StackedEnsemble, index: int | None) -> Lowered:
     """Member `index`; or, with None, a network with the tensors of all."""
     net, template = ensemble.net, ensemble._one[0]
+    ensemble._adopt_modes()
 
     def call(x: Tensor) -> Tensor:
         tensors = {name: tensor if index is None else tensor[index] for name, tensor in tensors_of(net)}

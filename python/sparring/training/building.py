@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -52,16 +53,33 @@ def new_network(network: NetworkSource, real: Dataset, config: RetrainConfig, *,
     return model
 
 
-def make_optimizer(config: RetrainConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser that the configuration names."""
+class Optimisation(Protocol):
+    """The settings of an optimiser, which both configurations have."""
+
+    @property
+    def optimizer(self) -> str: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def schedule(self) -> str: ...
+    @property
+    def lr_decay(self) -> float: ...
+
+
+def make_optimizer(
+    config: Optimisation, parameters: Iterable[nn.Parameter], *, rho: float = 0.9, eps: float = 1e-6
+) -> torch.optim.Optimizer:
+    """The optimiser that the configuration names; `rho` and `eps` are Adadelta's."""
     if config.optimizer == "adadelta":
-        return torch.optim.Adadelta(parameters, lr=config.lr, weight_decay=config.weight_decay)
+        return torch.optim.Adadelta(parameters, lr=config.lr, rho=rho, eps=eps, weight_decay=config.weight_decay)
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
     return torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay)
 
 
-def learning_rate(config: RetrainConfig, epoch: int, epochs: int) -> float:
+def learning_rate(config: Optimisation, epoch: int, epochs: int) -> float:
     """The rate of an epoch, counted from 0 in each generation, which has `epochs` of them."""
     if config.schedule == "step":
         return config.lr * config.lr_decay**epoch

@@ -112,21 +112,21 @@ class RetrainConfig:
 
     def __post_init__(self) -> None:
         for name, accepted in _CHOICES.items():
-            _check_choice(name, getattr(self, name), get_args(accepted))
+            check_choice(name, getattr(self, name), get_args(accepted))
         for name, least in _COUNTS.items():
-            _check_count(name, getattr(self, name), least)
+            check_count(name, getattr(self, name), least)
         for name, (low, high) in _RANGES.items():
-            _check_range(name, getattr(self, name), low, high)
+            check_range(name, getattr(self, name), low, high)
         for name in ("anneal", "independent"):
-            _check_choice(name, getattr(self, name), (True, False))
+            check_choice(name, getattr(self, name), (True, False))
         if not isinstance(self.penalty, Mapping):
-            _check_choice("penalty", self.penalty, get_args(Penalty))
+            check_choice("penalty", self.penalty, get_args(Penalty))
         for name in ("lam", "lam_final"):
             if getattr(self, name) is not None:
-                _check_range(name, getattr(self, name), 0.0, math.inf)
+                check_range(name, getattr(self, name), 0.0, math.inf)
         for name in ("lam_step", "lr_step"):
             if getattr(self, name) is not None:
-                _check_count(name, getattr(self, name), 0)
+                check_count(name, getattr(self, name), 0)
         if (self.lam_final is None) != (self.lam_step is None):
             raise ValueError(f"lam_final is {self.lam_final} and lam_step is {self.lam_step}: give both or neither")
         if self.anneal and (self.lam is None or (self.method == "l1" and self.penalty in ("input", "none"))):
@@ -135,7 +135,7 @@ class RetrainConfig:
                 "give lam, and a method or penalty that has such a weight"
             )
         if isinstance(self.s_max, int):
-            _check_count("s_max", self.s_max, 1)
+            check_count("s_max", self.s_max, 1)
         elif not 0.0 < self.s_max < 1.0:
             raise ValueError(f"s_max is {self.s_max}: give a whole number, or a fraction between 0 and 1")
 
@@ -182,16 +182,16 @@ _RANGES = {
 }  # fmt: skip
 
 
-def _check_choice(name: str, value: object, accepted: tuple[object, ...]) -> None:
+def check_choice(name: str, value: object, accepted: tuple[object, ...]) -> None:
     if value not in accepted:
         raise ValueError(f"{name} is {value!r}: accepted are {', '.join(repr(choice) for choice in accepted)}")
 
 
-def _check_count(name: str, value: object, least: int) -> None:
+def check_count(name: str, value: object, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} is {value!r}: give a whole number of at least {least}")
 
 
-def _check_range(name: str, value: float, low: float, high: float) -> None:
+def check_range(name: str, value: float, low: float, high: float) -> None:
     if not (math.isfinite(value) and low <= value <= high):
         raise ValueError(f"{name} is {value!r}: give a number from {low:g} to {high:g}")

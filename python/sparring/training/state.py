@@ -56,7 +56,7 @@ class State:
 
 def pack(state: State) -> tuple[Tensors, Json]:
     """The state as named tensors, which are copies, and a JSON value."""
-    tensors, learner = _pack_learner(state.learner, "")
+    tensors, learner = pack_learner(state.learner, "")
     json: Json = {
         "format": FORMAT,
         "generation": state.generation,
@@ -66,7 +66,7 @@ def pack(state: State) -> tuple[Tensors, Json]:
         "learner": learner,
     }
     if state.independent is not None:
-        more, json["independent"] = _pack_learner(state.independent, "independent ")
+        more, json["independent"] = pack_learner(state.independent, "independent ")
         tensors |= more
     for kind, sets in state.sets().items():
         for i, images in enumerate(sets):
@@ -91,11 +91,11 @@ def unpack(state: State, tensors: Tensors, json: Json) -> None:
             f"the checkpoint is of another version of Sparring, which alone can go on with it: its format is "
             f"{json.get('format', 'an older one')!r}, not {FORMAT!r}"
         )
-    of = _by_prefix(tensors)
+    of = prefixed(tensors)
     device = next(state.learner.model.parameters()).device
-    _unpack_learner(state.learner, "", of, json["learner"])
+    unpack_learner(state.learner, "", of, json["learner"])
     if state.independent is not None:
-        _unpack_learner(state.independent, "independent ", of, json["independent"])
+        unpack_learner(state.independent, "independent ", of, json["independent"])
     state.generation, state.halvings, state.over = json["generation"], json["halvings"], json["over"]
     kinds = ("train", "fresh", "final", *json["others"])
     sets = {kind: [images.to(device) for images in read_sets(tensors, kind)] for kind in kinds}
@@ -111,11 +111,11 @@ def unpack(state: State, tensors: Tensors, json: Json) -> None:
 
 def read_sets(tensors: Tensors, kind: str) -> list[FoolingSet]:
     """The sets of a checkpoint of one kind ("train", "fresh", "final", "6", "7-de", ...), in order."""
-    of = _by_prefix(_by_prefix(tensors).get(kind, {}))
+    of = prefixed(prefixed(tensors).get(kind, {}))
     return [FoolingSet(*(of[str(i)][f.name] for f in fields(FoolingSet))) for i in range(len(of))]
 
 
-def _pack_learner(learner: Learner, whose: str) -> tuple[Tensors, Json]:
+def pack_learner(learner: Learner, whose: str) -> tuple[Tensors, Json]:
     tensors = {f"{whose}model/{name}": tensor for name, tensor in learner.model.state_dict().items()}
     optimizer = learner.optimizer.state_dict()
     scalars: Json = {}
@@ -128,7 +128,7 @@ def _pack_learner(learner: Learner, whose: str) -> tuple[Tensors, Json]:
     return tensors, {"epoch": learner.epoch, "param_groups": optimizer["param_groups"], "scalars": scalars}
 
 
-def _unpack_learner(learner: Learner, whose: str, of: dict[str, Tensors], json: Json) -> None:
+def unpack_learner(learner: Learner, whose: str, of: dict[str, Tensors], json: Json) -> None:
     learner.model.load_state_dict(of.get(f"{whose}model", {}))
     values: dict[int, Json] = {}
     for name, value in {**of.get(f"{whose}optimizer", {}), **json["scalars"]}.items():
@@ -138,7 +138,7 @@ def _unpack_learner(learner: Learner, whose: str, of: dict[str, Tensors], json: 
     learner.epoch = json["epoch"]
 
 
-def _by_prefix(tensors: Tensors) -> dict[str, Tensors]:
+def prefixed(tensors: Tensors) -> dict[str, Tensors]:
     groups: dict[str, Tensors] = {}
     for name, tensor in tensors.items():
         prefix, rest = name.split("/", 1)
