@@ -11,7 +11,7 @@ from torch import nn
 
 import sparring as sp
 from sparring import data
-from sparring.networks import NETWORKS, MaxNorm, ResNet18, build, cnn, lenet5, load_weights, mlp
+from sparring.networks import NETWORKS, MaxNorm, ResNet18, build, cnn, lenet5, load_weights, mlp, model1
 
 
 def parameters(network: nn.Module) -> int:
@@ -22,6 +22,10 @@ def parameters(network: nn.Module) -> int:
 @pytest.mark.parametrize("input_shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (2, 7, 11)])
 @pytest.mark.parametrize("outputs", [10, 20])
 def test_any_input_shape_and_number_of_outputs(name: str, input_shape: tuple[int, ...], outputs: int) -> None:
+    if name.startswith("model1") and min(input_shape[1:]) < 27:
+        with pytest.raises(ValueError, match="H and W at least 27 for this network"):
+            build(name, input_shape, outputs)
+        return
     network = build(name, input_shape, outputs)
     assert network(torch.rand(3, *input_shape)).shape == (3, outputs)
 
@@ -48,6 +52,47 @@ def test_maxnorm_units_begin_as_the_source_says() -> None:
     assert float(mean) == pytest.approx(0, abs=0.01)
     assert float(std) == pytest.approx(1, abs=0.01)
     assert (unit.s == 1).all()
+
+
+def test_networks_of_the_mixtures_are_those_of_the_source() -> None:
+    size = (1, 28, 28)
+    network = build("model1", size, 10)
+    assert parameters(network) == parameters(build("model1-dropout", size, 10)) == 710_218
+    assert [layer.p for layer in build("model1-dropout", size, 10) if isinstance(layer, nn.Dropout)] == [0.2, 0.5]
+    kinds = [type(layer) for layer in network]
+    assert kinds == [nn.Conv2d, nn.ReLU, nn.Conv2d, nn.ReLU, nn.Conv2d, nn.ReLU, nn.Flatten, nn.Linear]
+    sigmoid = [type(layer) for layer in build("model1-sigmoid", size, 10)]
+    assert sigmoid == [nn.Sigmoid if kind is nn.ReLU else kind for kind in kinds]
+    sizes = [tuple(layer.weight.shape) for layer in build("model2", size, 10) if hasattr(layer, "weight")]
+    assert sizes == [(32, 1, 5, 5), (64, 32, 5, 5), (1024, 7 * 7 * 64), (10, 1024)]
+
+
+@pytest.mark.parametrize(("height", "width"), [(28, 28), (27, 28), (28, 31), (29, 27)])
+def test_padding_of_model1_is_that_of_tensorflow(height: int, width: int) -> None:
+    """TensorFlow's rule: ceil(n / s) outputs; of the ``(ceil(n / s) - 1) s + k - n`` zeros the smaller half before."""
+    network = model1((1, height, width), 10)
+    x = torch.rand(2, 1, height, width, generator=torch.Generator().manual_seed(0))
+    before, after = {}, {}
+    for axis, n in (("rows", height), ("columns", width)):
+        total = (-(-n // 2) - 1) * 2 + 8 - n
+        before[axis], after[axis] = total // 2, total - total // 2
+    padded = nn.functional.pad(x, (before["columns"], after["columns"], before["rows"], after["rows"]))
+    wanted = nn.functional.conv2d(padded, network.conv1.weight, network.conv1.bias, stride=2)
+    ours = network[: 1 + [*dict(network.named_children())].index("conv1")](x)
+    assert ours.shape == (2, 64, -(-height // 2), -(-width // 2))
+    torch.testing.assert_close(ours, wanted)
+
+
+@pytest.mark.parametrize("name", ["model1", "model1-dropout", "model1-sigmoid", "model2"])
+def test_networks_of_the_mixtures_can_be_stacked(name: str) -> None:
+    members = [build(name, (1, 27, 28), 3, generator=torch.Generator().manual_seed(i)).eval() for i in range(2)]
+    stack = sp.StackedEnsemble(members)
+    assert stack.reasons == []
+    x = torch.rand(3, 1, 27, 28, generator=torch.Generator().manual_seed(0))
+    logits = torch.stack([member(x) for member in members])
+    torch.testing.assert_close(stack.member_logits(x), logits)
+    at_once = stack.net(x).view(3, 2, 3).transpose(0, 1)  # as on a device; on a CPU members are computed in turn
+    torch.testing.assert_close(at_once, logits)
 
 
 def test_a_resnet18_is_the_one_for_small_images() -> None:

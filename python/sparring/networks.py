@@ -75,6 +75,56 @@ def lenet5(input_shape: Sequence[int], outputs: int) -> nn.Sequential:
     )
 
 
+def model1(
+    input_shape: Sequence[int], outputs: int, *, dropout: bool = False, activation: type[nn.Module] = nn.ReLU
+) -> nn.Sequential:
+    """Return Conv64 8x8 stride 2 "same", Conv128 6x6 stride 2, Conv128 5x5, Dense; images are at least 27 x 27.
+
+    "same" is TensorFlow's: as many entries as strides fit, ``ceil(n / 2)``, and of the padding that this takes the odd
+    row and column below and to the right. With `dropout` .2 of the inputs and .5 of the last activations are dropped.
+    """
+    channels, height, width = _image_shape(input_shape, smallest=27)
+    odd = (0, width % 2, 0, height % 2)  # left, right, above, below: 3 + 3 entries, and one more where a size is odd
+    rows, columns = (((size + 1) // 2 - 4) // 2 - 4 for size in (height, width))
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
+        dropout1=nn.Dropout(0.2),
+        pad=nn.ZeroPad2d(odd),
+        conv1=nn.Conv2d(channels, 64, 8, stride=2, padding=3),
+        activation1=activation(),
+        conv2=nn.Conv2d(64, 128, 6, stride=2),
+        activation2=activation(),
+        conv3=nn.Conv2d(128, 128, 5),
+        activation3=activation(),
+        dropout2=nn.Dropout(0.5),
+        flatten=nn.Flatten(),
+        linear1=nn.Linear(128 * rows * columns, outputs),
+    )
+    left_out = {"dropout1", "dropout2"} if not dropout else set()
+    if not any(odd):
+        left_out.add("pad")
+    return nn.Sequential(OrderedDict((name, layer) for name, layer in layers.items() if name not in left_out))
+
+
+def model2(input_shape: Sequence[int], outputs: int) -> nn.Sequential:
+    """Return Conv32 5x5, max-pool 2, Conv64 5x5, max-pool 2, Dense1024, dropout .5, Dense, all padded as "same"."""
+    channels, height, width = _image_shape(input_shape, smallest=1)
+    return nn.Sequential(
+        OrderedDict[str, nn.Module](
+            conv1=nn.Conv2d(channels, 32, 5, padding=2),
+            relu1=nn.ReLU(),
+            pool1=nn.MaxPool2d(2, ceil_mode=True),
+            conv2=nn.Conv2d(32, 64, 5, padding=2),
+            relu2=nn.ReLU(),
+            pool2=nn.MaxPool2d(2, ceil_mode=True),
+            flatten=nn.Flatten(),
+            linear1=nn.Linear(64 * -(-height // 4) * -(-width // 4), 1024),
+            relu3=nn.ReLU(),
+            dropout=nn.Dropout(0.5),
+            linear2=nn.Linear(1024, outputs),
+        )
+    )
+
+
 class MaxNorm(nn.Module):
     """Units that fire near a point: ``max(0, d_u - max_i |x_i - v_ui| / |s_ui|)``, (B, inputs) to (B, units).
 
@@ -195,6 +245,10 @@ NETWORKS: dict[str, Callable[[Sequence[int], int], nn.Module]] = {
     "mlp-300-100": _perceptron(300, 100),
     "cnn": cnn,
     "lenet5": lenet5,
+    "model1": model1,
+    "model1-dropout": partial(model1, dropout=True),
+    "model1-sigmoid": partial(model1, activation=nn.Sigmoid),
+    "model2": model2,
     "maxnorm": maxnorm,
     "resnet18": ResNet18,
     "resnet18-16": partial(ResNet18, width=16),
