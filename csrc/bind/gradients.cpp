@@ -44,7 +44,7 @@ template <class Real>
 void loss_grad(Place place, std::int64_t rows, std::int64_t members, std::int64_t classes, Address logits,
                std::int64_t logits_member_stride, std::int64_t logits_row_stride, Address weights, Address labels, Address targets,
                int loss, int combine, Address value, Address grad, std::int64_t grad_member_stride, std::int64_t grad_row_stride,
-               Address combined) {
+               Address combined, Address shares) {
   launch(LossGrad<Real>{rows,
                         members * classes,
                         members,
@@ -57,7 +57,8 @@ void loss_grad(Place place, std::int64_t rows, std::int64_t members, std::int64_
                         Combine(combine),
                         at<Real>(value),
                         {at<Real>(grad), grad_member_stride, grad_row_stride},
-                        {at<Real>(combined), classes}},
+                        {at<Real>(combined), classes},
+                        {at<Real>(shares), members}},
          place);
 }
 
@@ -136,6 +137,22 @@ void dense_network(Place place, std::int64_t batch, std::int64_t tile, std::int6
   launch(args, place);
 }
 
+// --- members of an ensemble --------------------------------------------------------------------------------------------------
+
+template <class Real>
+void pairwise_cosine(Place place, std::int64_t groups, std::int64_t members, std::int64_t examples, std::int64_t features,
+                     Address grads, std::int64_t member_stride, std::int64_t example_stride, bool scaled, Address inverse,
+                     Address sum, Address square) {
+  launch(PairwiseCosine<Real>{groups, members * features, members, examples, features, at<const Real>(grads), member_stride,
+                              example_stride, scaled, at<const Real>(inverse), at<double>(sum), at<double>(square)},
+         place);
+}
+
+template <class Real>
+void agreement_counts(Place place, std::int64_t members, std::int64_t words, Address bits, Address counts) {
+  launch(AgreementCounts<Real>{members, words, at<const std::uint64_t>(bits), at<std::int64_t>(counts)}, place);
+}
+
 }  // namespace
 
 void bind_gradients(py::module_& m) {
@@ -146,6 +163,8 @@ void bind_gradients(py::module_& m) {
   define(m, "relu_pool_backward", &relu_pool_backward<float>, &relu_pool_backward<double>);
   define(m, "col2im", &col2im<float>, &col2im<double>);
   define(m, "dense_network", &dense_network<float>, &dense_network<double>);
+  define(m, "pairwise_cosine", &pairwise_cosine<float>, &pairwise_cosine<double>);
+  define(m, "agreement_counts", &agreement_counts<float>, &agreement_counts<double>);
 }
 
 }  // namespace sparring

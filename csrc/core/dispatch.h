@@ -3,19 +3,22 @@
 
 #include "core/isa.h"
 #include "ops/activation_backward.h"
+#include "ops/agreement_counts.h"
 #include "ops/bias_activation.h"
 #include "ops/conv_grad.h"
 #include "ops/dense_network.h"
 #include "ops/l1_step.h"
 #include "ops/loss_grad.h"
+#include "ops/pairwise_cosine.h"
 #include "ops/project_l1_box.h"
 #include "ops/recovery_step.h"
 #include "ops/relu_pool.h"
 
 // An op adds one line here, and one at the end of its .cpp and .cu.
-#define SPARRING_FOR_EACH_OP(declare)                                                                             \
-  declare(ProjectL1Box) declare(L1Step) declare(RecoveryStep) declare(BiasActivation) declare(ActivationBackward) \
-      declare(LossGrad) declare(ReluPool) declare(ReluPoolBackward) declare(Col2im) declare(DenseNetwork)
+#define SPARRING_FOR_EACH_OP(declare)                                                                                             \
+  declare(ProjectL1Box) declare(L1Step) declare(RecoveryStep) declare(BiasActivation) declare(ActivationBackward)                 \
+      declare(LossGrad) declare(ReluPool) declare(ReluPoolBackward) declare(Col2im) declare(DenseNetwork) declare(PairwiseCosine) \
+          declare(AgreementCounts)
 
 #if defined(SPARRING_X86_LEVELS)
 #define SPARRING_DECLARE_LEVELS(Op)            \

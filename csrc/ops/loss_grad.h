@@ -15,6 +15,9 @@
 //   probs    u = log sum w_m q_m              logits    u = sum w_m z_m
 //   loss     the loss is sum w_m loss(z_m); u = sum w_m log q_m is for show
 //
+// What training the weights needs is d loss / d log w_m, the weights being free: for probs sum_j (d loss / d u_j) r_mj with the member's
+// share r_mj = w_m q_mj / e^(u_j) (for ce -r_my), for logits w_m z_m . (d loss / d u), for loss w_m loss(z_m).
+//
 // One member is its own ensemble, with u = z. Nothing is lost to rounding where a network is certain: losses near 0, and gradients
 // such as p_y - 1, are sums of the other classes' shares, and mixtures are formed from logarithms, so that a class whose
 // probability underflows still has its gradient. NaN or +inf among the logits makes the losses ce and prob, and their gradients,
@@ -53,6 +56,7 @@ struct LossGrad {
   Real* value;            // the losses, one a row
   MemberRows<Real> grad;  // must not overlap the logits
   Rows<Real> combined;    // u; null: not wanted, for one member or Combine::loss
+  Rows<Real> shares;      // d loss / d log w_m; null: not wanted
 };
 
 namespace SPARRING_ISA_NAMESPACE {
@@ -221,8 +225,9 @@ SPARRING_FN void with_loss(LossKind kind, F f) {
 
 /// A member's gradient in a mixture of probabilities, from its log q, in whose place it may be written. With u = log mixture,
 /// d u_j = r_j d log q_j where r_j = w q_j / e^(u_j) is the member's share in class j, and d log q_j = d z_j - sum q_k d z_k.
+/// Returns d loss / d log w.
 template <class Team, class Real, int count>
-SPARRING_FN bool member_grad(Team team, int64_t n, const Real* u, Slope<Real, count> s, Real weight, const Real* log_q,
+SPARRING_FN Real member_grad(Team team, int64_t n, const Real* u, Slope<Real, count> s, Real weight, const Real* log_q,
                              Real* grad) {
   for (int j = 0; j < count; ++j) s.by[j] *= weight > 0 ? weight * exp(log_q[s.at[j]] - u[s.at[j]]) : Real(0);
   team.sync();  // all have read
@@ -237,7 +242,9 @@ SPARRING_FN bool member_grad(Team team, int64_t n, const Real* u, Slope<Real, co
     const auto by = s.shares(k);
     grad[k] = by.first * others - by.second * q;
   });
-  return true;
+  Real share = 0;
+  for (int j = 0; j < count; ++j) share += s.by[j];
+  return share;
 }
 
 /// One row of the arguments.
@@ -249,6 +256,13 @@ struct LossRow {
   SPARRING_FN const Real* logits(int64_t m) const { return a.logits.at(m, row); }
   SPARRING_FN Real* grad(int64_t m) const { return a.grad.at(m, row); }
   SPARRING_FN Real weight(int64_t m) const { return Real(a.weights[m]); }
+
+  /// Puts down d loss / d log w_m where it is wanted.
+  template <class Team>
+  SPARRING_FN void share(Team team, int64_t m, Real value) const {
+    Real* const shares = a.shares[row];
+    if (shares != nullptr) team.each(1, [=](int64_t) { shares[m] = value; });
+  }
 };
 
 /// Puts log q of every member where its gradient will be.
@@ -341,9 +355,10 @@ SPARRING_FN Real loss_grad(Loss loss, Team team, LossRow<Real> r, Goal<Real> goa
       log_mixture(team, r, u);
       const auto s = loss.slope(team, n, u, goal);
       team.split(members, [=](auto part, int64_t m) {
-        padded(part, n, r.grad(m), r.grad(m), [=](auto lanes, int64_t count, const Real* log_q, Real* grad) {
+        const Real share = padded(part, n, r.grad(m), r.grad(m), [=](auto lanes, int64_t count, const Real* log_q, Real* grad) {
           return member_grad(lanes, count, u, s, r.weight(m), log_q, grad);
         });
+        r.share(part, m, share);
       });
       return s.value;
     }
@@ -351,6 +366,14 @@ SPARRING_FN Real loss_grad(Loss loss, Team team, LossRow<Real> r, Goal<Real> goa
       weighted_mean(team, r, r.a.logits, u);
       const Real value = loss_of(loss, team, n, u, goal, Real(1), r.grad(0));
       team.sync();
+      if (r.a.shares[r.row] != nullptr) {
+        team.split(members, [=](auto part, int64_t m) {
+          const Real* const z = r.logits(m);
+          const Real* const g = r.grad(0);
+          r.share(part, m, r.weight(m) * Real(part.sum(n, [=](int64_t k) { return g[k] * z[k]; })));
+        });
+        team.sync();
+      }
       team.split(members - 1, [=](auto part, int64_t m) {
         part.each(n, [=](int64_t k) { r.grad(m + 1)[k] = r.weight(m + 1) * r.grad(0)[k]; });
       });
@@ -364,7 +387,9 @@ SPARRING_FN Real loss_grad(Loss loss, Team team, LossRow<Real> r, Goal<Real> goa
       }
       return Real(team.split_sum(members, [=](auto part, int64_t m) {
         const Real weight = r.weight(m);
-        return double(weight * loss_of(loss, part, n, r.logits(m), goal, weight, r.grad(m)));
+        const Real value = weight * loss_of(loss, part, n, r.logits(m), goal, weight, r.grad(m));
+        r.share(part, m, value);
+        return double(value);
       }));
     }
   }
@@ -383,6 +408,7 @@ SPARRING_FN void run_row(Team team, const LossGrad<Real>& a, int64_t row, int64_
     team.each(1, [=](int64_t) { *value = nan; });
     for (int64_t m = 0; m < a.members; ++m) team.each(a.classes, [=](int64_t k) { r.grad(m)[k] = nan; });
     if (u != nullptr) team.each(a.classes, [=](int64_t k) { u[k] = nan; });
+    for (int64_t m = 0; m < a.members; ++m) r.share(team, m, nan);
     return;
   }
   const Goal<Real> goal = {label, wanted, targeted, targeted ? Real(1) : Real(-1)};

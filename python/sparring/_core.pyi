@@ -142,6 +142,7 @@ def loss_grad(
     grad_member_stride: int,
     grad_row_stride: int,
     combined: int,
+    shares: int,
     /,
 ) -> None: ...
 def relu_pool(
@@ -214,4 +215,25 @@ def dense_network(
     logits: int,
     grad: int,
     /,
+) -> None: ...
+def pairwise_cosine(
+    is_double: bool,
+    device: int,
+    stream: int,
+    threads: int,
+    groups: int,
+    members: int,
+    examples: int,
+    features: int,
+    grads: int,
+    member_stride: int,
+    example_stride: int,
+    scaled: bool,
+    inverse: int,
+    sum: int,
+    square: int,
+    /,
+) -> None: ...
+def agreement_counts(
+    is_double: bool, device: int, stream: int, threads: int, members: int, words: int, bits: int, counts: int, /
 ) -> None: ...

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import json
 import shlex
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from sparring._progress import Progress
     from sparring.data import Dataset
+    from sparring.runs import Run
 
 
 @contextlib.contextmanager
@@ -58,6 +61,43 @@ def data_set(name: str, folder: str | Path | None, split: Literal["train", "test
     from sparring.data import load
 
     return load(name, folder, split)
+
+
+def data_sets(name: str, folder: str | Path | None, on: str) -> tuple[Dataset, Dataset]:
+    """Training and test images, on the device `on`."""
+    where = device(on)
+    return data_set(name, folder, "train").to(where), data_set(name, folder, "test").to(where)
+
+
+def about_data(train: Dataset, test: Dataset, folder: Path | None) -> dict[str, Any]:
+    """What a run's configuration says of its data."""
+    return {
+        "name": train.name,
+        "folder": None if folder is None else str(folder.resolve()),
+        "shape": list(train.input_shape),
+        "classes": train.classes,
+        "training images": len(train),
+        "test images": len(test),
+        "official": train.official and test.official,
+        "note": train.note if train.note == test.note else f"{train.note}; test: {test.note}",
+    }
+
+
+def settings(given: list[str], named: dict[str, Any], config: type) -> dict[str, Any]:
+    """The settings given as FIELD=VALUE, fields of `config` none of which may be among those already named."""
+    known = [field.name for field in fields(config)]
+    found: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or name not in known:
+            raise ValueError(f"--set {text}: give FIELD=VALUE, FIELD one of {', '.join(known)}")
+        if name in named or name in found:
+            raise ValueError(f"--set {text}: {name} is given twice")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found
 
 
 def network(source: str, option: str = "--model") -> str | Callable[..., Any]:
@@ -107,6 +147,18 @@ def device(name: str) -> torch.device:
     return wanted
 
 
+@contextlib.contextmanager
+def threads_restored() -> Iterator[None]:
+    """On exit torch has as many threads as before."""
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def versions() -> dict[str, str]:
     """What a run's configuration says of the software."""
     import platform
@@ -122,6 +174,30 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "numpy": np.__version__,
     }
+
+
+def reopen(command: str, name: str | None, runs_dir: Path, given: dict[str, Any]) -> Run:
+    """The run of `sparring <command>` to go on with, whose configuration has the command's name as a key."""
+    from sparring.runs import Run, RunError, latest
+
+    others = [option for option in given if option not in ("--resume", "--name", "--runs-dir")]
+    if others:
+        raise ValueError(f"--resume goes on with the run's own settings: leave out {', '.join(others)}")
+    run = latest(runs_dir, having=command) if name is None else Run.open(runs_dir / name)
+    if command not in run.config:
+        raise RunError(f"{run.path} is not a run of `sparring {command}`: there is nothing to go on with")
+    return run
+
+
+@contextlib.contextmanager
+def interruptible(command: str, run: Run, console: Console) -> Iterator[None]:
+    """On Ctrl-C the user is told how to go on; the exit status is 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        again = ["sparring", command, "--resume", "--name", run.path.name, "--runs-dir", str(run.path.parent)]
+        console.print(f"\nInterrupted; what is done is kept. Go on with:\n  {shlex.join(again)}", soft_wrap=True)
+        raise typer.Exit(130) from None
 
 
 @contextlib.contextmanager

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
 
 from sparring.cli import _common as common
@@ -16,7 +14,6 @@ from sparring.cli import _common as common
 if TYPE_CHECKING:
     from torch import nn
 
-    from sparring.data import Dataset
     from sparring.runs import Run
 
 # Where nothing else is said: the preset for each data set, and the network for each preset.
@@ -41,7 +38,7 @@ def new_run(
 
     from sparring import report as reports
     from sparring.runs import Run
-    from sparring.training import PRESETS
+    from sparring.training import PRESETS, RetrainConfig
     from sparring.training.building import new_network
     from sparring.training.metrics import METRICS
 
@@ -51,10 +48,10 @@ def new_run(
     model = model or USUAL_NETWORKS.get(preset, "cnn")
     named = {name: value for name, value in named.items() if value is not None}
     try:
-        config = replace(PRESETS[preset], **named, **_settings(settings, named))
+        config = replace(PRESETS[preset], **named, **common.settings(settings, named, RetrainConfig))
     except TypeError as error:  # a word where a number belongs
         raise ValueError(f"--set {' '.join(settings)}: a value is of the wrong kind: {error}") from None
-    train, test = _data(data, data_dir, device)
+    train, test = common.data_sets(data, data_dir, device)
     try:  # what is wrong with the network is said before there is a run
         new_network(common.network(model), train, config)
     except TypeError as error:
@@ -64,16 +61,7 @@ def new_run(
         name or data,
         {
             "command": common.command("retrain", given),
-            "data": {
-                "name": data,
-                "folder": None if data_dir is None else str(data_dir.resolve()),
-                "shape": list(train.input_shape),
-                "classes": train.classes,
-                "training images": len(train),
-                "test images": len(test),
-                "official": train.official and test.official,
-                "note": train.note if train.note == test.note else f"{train.note}; test: {test.note}",
-            },
+            "data": common.about_data(train, test, data_dir),
             "network": common.located(model),
             "device": device,
             "threads": threads or (torch.get_num_threads() if preset.startswith("full") else 1),
@@ -87,18 +75,6 @@ def new_run(
     return run
 
 
-def reopen(name: str | None, runs_dir: Path, given: dict[str, Any]) -> Run:
-    from sparring.runs import Run, RunError, latest
-
-    others = [option for option in given if option not in ("--resume", "--name", "--runs-dir")]
-    if others:
-        raise ValueError(f"--resume goes on with the run's own settings: leave out {', '.join(others)}")
-    run = latest(runs_dir, having="retrain") if name is None else Run.open(runs_dir / name)
-    if "retrain" not in run.config:
-        raise RunError(f"{run.path} is not a run of `sparring retrain`: there is nothing to go on with")
-    return run
-
-
 def work(run: Run, console: Console) -> None:
     """Do what the run's configuration says, from its last checkpoint on, and write the report."""
     import torch
@@ -107,15 +83,14 @@ def work(run: Run, console: Console) -> None:
     from sparring.runs import RunError
     from sparring.training import RetrainConfig, retrain
 
-    threads = torch.get_num_threads()
-    try:
+    with common.interruptible("retrain", run, console), common.threads_restored():
         with contextlib.ExitStack() as stack:
             with common.users_errors():
                 config = RetrainConfig.from_json(run.config["retrain"])
                 network = common.network(run.config["network"]["name"])
                 if common.located(run.config["network"]["name"]) != run.config["network"]:
                     raise RunError(f"the file of {run.config['network']['name']} has changed since the run began")
-                train, test = _data(
+                train, test = common.data_sets(
                     run.config["data"]["name"], run.config["data"]["folder"], run.config.get("device", "cpu")
                 )
                 stack.enter_context(run)
@@ -134,12 +109,6 @@ def work(run: Run, console: Console) -> None:
         _save_weights(result.best_model, run.path / "best.safetensors")
         reports.keep_perturbation(run, result.model, test, result.final)
         page = reports.write(run)
-    except KeyboardInterrupt:
-        again = ["sparring", "retrain", "--resume", "--name", run.path.name, "--runs-dir", str(run.path.parent)]
-        console.print(f"\nInterrupted; what is done is kept. Go on with:\n  {shlex.join(again)}", soft_wrap=True)
-        raise typer.Exit(130) from None
-    finally:
-        torch.set_num_threads(threads)
     colour = "green" if result.verdict.robust else "dark_orange"
     console.print(f"\n[bold {colour}]{result.verdict}[/]", highlight=False, soft_wrap=True)
     console.print(f"Report: {page}\nCurves: tensorboard --logdir {run.path / 'tensorboard'}", soft_wrap=True)
@@ -175,33 +144,6 @@ def _line(record: dict[str, Any]) -> str:
     shares = [f"{name} {record[key]:.1%}" for name, key in caught.items() if key in record]
     line = f"  epoch {record['epoch']:>3}  test accuracy {record['10/accuracy']:.1%}"
     return line + (f"  caught: {', '.join(shares)}" if shares else "")
-
-
-def _data(name: str, folder: str | Path | None, device: str) -> tuple[Dataset, Dataset]:
-    where = common.device(device)
-    return common.data_set(name, folder, "train").to(where), common.data_set(name, folder, "test").to(where)
-
-
-def _settings(given: list[str], named: dict[str, Any]) -> dict[str, Any]:
-    """The settings given as FIELD=VALUE, none of which may be among those already named."""
-    import json
-    from dataclasses import fields
-
-    from sparring.training import RetrainConfig
-
-    known = [field.name for field in fields(RetrainConfig)]
-    settings: dict[str, Any] = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals or name not in known:
-            raise ValueError(f"--set {text}: give FIELD=VALUE, FIELD one of {', '.join(known)}")
-        if name in named or name in settings:
-            raise ValueError(f"--set {text}: {name} is given twice")
-        try:
-            settings[name] = json.loads(value)
-        except json.JSONDecodeError:
-            settings[name] = value
-    return settings
 
 
 def count_or_share(value: float | None) -> int | float | None:

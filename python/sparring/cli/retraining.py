@@ -246,7 +246,7 @@ def retrain(
     try:
         if resume:
             with common.users_errors():
-                run = _retraining.reopen(name, runs_dir, given)
+                run = common.reopen("retrain", name, runs_dir, given)
         else:
             named = {
                 "labelling": labelling, "network": network, "mode": mode, "generations": generations, "epochs": epochs,

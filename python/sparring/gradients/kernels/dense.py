@@ -12,11 +12,12 @@ from sparring.gradients.kernels._arguments import NUMBER, agree, check_indices, 
 
 
 class LossGrad(NamedTuple):
-    """Losses, (B,); their gradient, like the logits; the logits of the ensemble, (B, K)."""
+    """Losses, (B,); their gradient, like the logits; the logits of the ensemble, (B, K); d loss / d log w, (B, M)."""
 
     loss: Tensor
     grad: Tensor
     combined: Tensor
+    shares: Tensor | None = None
 
 
 def bias_activation_(
@@ -106,6 +107,8 @@ def loss_grad(
     targets: Tensor | None = None,
     loss: str = "ce",
     combine: str = "probs",
+    *,
+    shares: bool = False,
 ) -> LossGrad:
     """Loss of each example and its gradient towards the logits of one network, or of all of an ensemble.
 
@@ -120,6 +123,8 @@ def loss_grad(
         0 ... K - 1 becomes NaN.
     loss, combine : one of `LOSSES`, one of `COMBINES`
         "probs" and "logits": the loss of the mixed probabilities, or of the mean logits; "loss": the mean of losses.
+    shares : bool
+        Whether the derivatives towards the logarithms of the members' weights are wanted; of several members only.
 
     Returns
     -------
@@ -147,6 +152,7 @@ def loss_grad(
         combined = logits.new_empty(batch, classes)
     else:
         weights, combined = None, logits.view(batch, classes) if lead else logits
+    by_member = logits.new_empty(batch, members) if shares and members > 1 else None
     bridge.native.loss_grad(
         logits.dtype is float64,
         *bridge.place_of(logits, "logits"),
@@ -166,5 +172,6 @@ def loss_grad(
         grad.stride(0),
         grad.stride(-2),
         0 if weights is None else combined.data_ptr(),
+        0 if by_member is None else by_member.data_ptr(),
     )
-    return LossGrad(value, grad, combined)
+    return LossGrad(value, grad, combined, by_member)

@@ -33,7 +33,7 @@ def mixture_loss(
     One kernel computes the loss and its derivatives, where there is one and labels are not smoothed.
     """
     combine = "probs" if combine == "vote" else combine
-    if label_smoothing == 0 and kernels.supported(logits) and len(logits) > 1 and not log_weights.requires_grad:
+    if label_smoothing == 0 and kernels.supported(logits) and len(logits) > 1:
         loss: Tensor = _MixtureLoss.apply(logits, log_weights, labels, combine)  # type: ignore[no-untyped-call]
         return loss
     if combine == "loss":
@@ -58,8 +58,9 @@ def members_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0
 class _MixtureLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, log_weights: Tensor, labels: Tensor, combine: str) -> Tensor:
-        result = kernels.loss_grad(logits, log_weights.exp(), labels, None, "ce", combine)
-        ctx.save_for_backward(result.grad, None)
+        shares = bool(ctx.needs_input_grad[1])
+        result = kernels.loss_grad(logits, log_weights.exp(), labels, None, "ce", combine, shares=shares)
+        ctx.save_for_backward(result.grad, result.shares)
         ctx.dtype = log_weights.dtype
         return result.loss
 

@@ -1,0 +1,5 @@
+#include "ops/agreement_counts.h"
+
+#include "team/launch_cpu.h"
+
+SPARRING_CPU_ENTRIES(AgreementCounts)
