@@ -101,6 +101,36 @@ def curves(
     return figure
 
 
+def bundle(theme: Theme, xs: np.ndarray, ys: np.ndarray, *, x: str, y: str, level: tuple[str, float]) -> Figure:
+    """Many lines of one kind, `ys` (len(xs), lines); those that end highest and lowest are named, and so is `level`."""
+    ends = {}
+    if ys.shape[1] > 1:
+        ends = {"largest at the end": int(ys[-1].argmax()), "smallest": int(ys[-1].argmin())}
+    figure, axes = _axes(theme, 2.05, top=_legend_height(1 + len(ends)))
+    for i in range(ys.shape[1]):
+        if i not in ends.values():
+            axes.plot(xs, ys[:, i], color=theme.series[0], lw=1, alpha=max(0.3, 1 / ys.shape[1]), zorder=2)
+    for (label, i), colour in zip(ends.items(), theme.series[1:], strict=False):
+        axes.plot(xs, ys[:, i], color=colour, lw=2, label=label, zorder=3)
+    axes.axhline(level[1], color=theme.faint, lw=1, ls=(0, (4, 3)), label=level[0], zorder=4)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    _legend(theme, axes)
+    return figure
+
+
+def signed(theme: Theme, values: np.ndarray, largest: float) -> np.ndarray:
+    """Values (H, W) as an image (H, W, 3): paper where 0, the first series' colour where `largest`, the second where
+    -`largest`."""
+    from matplotlib.colors import to_rgb
+
+    share = np.clip(values / (largest or 1.0), -1, 1)[..., None]
+    paper, above, below = (np.array(to_rgb(colour)) for colour in (theme.paper, *theme.series[:2]))
+    picture: np.ndarray = paper + np.abs(share) * (np.where(share > 0, above, below) - paper)
+    return picture
+
+
 def bars(
     theme: Theme, values: Mapping[str, float], *, x: str, level: tuple[str, float], strong: Sequence[str] = ()
 ) -> Figure:
@@ -153,19 +183,26 @@ def share_map(
 
 
 def histograms(
-    theme: Theme, groups: Mapping[str, np.ndarray], *, x: str, bins: np.ndarray, level: tuple[str, float]
+    theme: Theme,
+    groups: Mapping[str, np.ndarray],
+    *,
+    x: str,
+    bins: np.ndarray,
+    level: tuple[str, float] | None = None,
+    of: str = "images",
 ) -> Figure:
     """Shares of each group over common bins, as outlines; `level` is a named vertical line."""
-    figure, axes = _axes(theme, 2.05, top=_legend_height(len(groups) + 1))
+    figure, axes = _axes(theme, 2.05, top=_legend_height(len(groups) + (level is not None)))
     for (label, values), colour in zip(groups.items(), theme.series, strict=False):
         shares = np.histogram(np.clip(values, bins[0], bins[-1]), bins)[0] / max(1, len(values))
         axes.stairs(shares, bins, color=colour, lw=1.8, label=label, zorder=3)
         axes.stairs(shares, bins, color=colour, alpha=0.12, fill=True, zorder=2)
-    axes.axvline(level[1], color=theme.faint, lw=1, ls=(0, (4, 3)), label=level[0])
+    if level is not None:
+        axes.axvline(level[1], color=theme.faint, lw=1, ls=(0, (4, 3)), label=level[0])
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     axes.set_xlabel(x)
-    axes.set_ylabel("share of images")
+    axes.set_ylabel(f"share of {of}")
     _legend(theme, axes)
     return figure
 

@@ -6,7 +6,7 @@ runs/<name>/config.json             what was asked for, written once
             tensorboard/            the same numbers as events
             checkpoints/            the last two states, each a safetensors file with JSON in its header
             figures/  report.html   written by sparring.report
-            network.safetensors     weights at the end, and in best.safetensors of the best epoch
+            network.safetensors     weights at the end, and in best.safetensors of the best epoch; mixture.safetensors
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -118,6 +118,16 @@ class Run:
                 timings.write(json.dumps({**place, "seconds": round(now - self._last, 3)}) + "\n")
             self._last = now
             self._to_board(record)
+
+    def draw(self, epoch: int, histograms: Mapping[str, Tensor], images: Mapping[str, Tensor]) -> None:
+        """Add histograms of values, and images (C, H, W) in [0, 1], to TensorBoard."""
+        assert self._metrics is not None, "a run is written to inside `with run:`"
+        with uninterrupted():
+            self._board = self._board or self._open_board()
+            for name, values in histograms.items():
+                self._board.add_histogram(name, values[values.isfinite()], epoch)
+            for name, image in images.items():
+                self._board.add_image(name, image, epoch)
 
     def records(self) -> list[Record]:
         """The log so far."""
