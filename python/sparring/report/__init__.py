@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sparring.report import audit, page, retrain
+from sparring.report import audit, mixture, page, retrain
 from sparring.report.retrain import keep_perturbation, keep_reference
 from sparring.runs import Run, RunError
 
@@ -20,4 +20,7 @@ def write(run: Run, *, small: bool = False) -> Path:
         return page.write(run.path, *retrain.story(run), small=small)
     if "audit" in run.config:
         return page.write(run.path, *audit.story(run), small=small)
-    raise RunError(f"{run.path} is a run of neither `sparring retrain` nor `sparring audit`: it has no report")
+    if "mixture" in run.config:
+        return page.write(run.path, *mixture.story(run), small=small)
+    commands = "`sparring retrain`, `sparring mixture` or `sparring audit`"
+    raise RunError(f"{run.path} is not a run of {commands}: it has no report")

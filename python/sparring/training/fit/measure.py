@@ -30,9 +30,7 @@ MEANINGS = {
 def epoch_metrics(model: nn.Module, test: Dataset, config: FitConfig) -> Metrics:
     """Accuracy on test images, and on a sample of them under the fast gradient sign method; of the weights, if any."""
     metrics = _accuracies("test", model, test.images, test.labels)
-    sample = test
-    if 0 < config.eval_images < len(test):
-        sample = test.subset(config.eval_images, stream(config.seed, "test"))
+    sample = attacked_sample(test, config)
     if config.test_eps:
         metrics |= _accuracies("fgs/0", model, sample.images, sample.labels)
     for eps in config.test_eps:
@@ -42,6 +40,13 @@ def epoch_metrics(model: nn.Module, test: Dataset, config: FitConfig) -> Metrics
     if isinstance(model, Mixture):
         metrics |= weight_metrics(model.weights)
     return metrics
+
+
+def attacked_sample(test: Dataset, config: FitConfig) -> Dataset:
+    """The test images that the attack is tested on."""
+    if 0 < config.eval_images < len(test):
+        return test.subset(config.eval_images, stream(config.seed, "test"))
+    return test
 
 
 @contextmanager
