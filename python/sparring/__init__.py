@@ -15,6 +15,7 @@ from sparring.gradients import InputGrad, input_grad, jacobian, lower
 from sparring.ops import l1_step, project_l1_box, recovery_step
 
 if TYPE_CHECKING:
+    from sparring.analysis import transfer_matrix
     from sparring.evaluation import evaluate
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ __all__ = [
     "lower",
     "project_l1_box",
     "recovery_step",
+    "transfer_matrix",
 ]
 
 _SUBMODULES = (
@@ -52,7 +54,8 @@ _SUBMODULES = (
 )
 
 
-_LAZY = {"evaluate": "evaluation"}  # names here that live in a submodule, imported when first used
+# Names here that live in a submodule, imported when first used.
+_LAZY = {"evaluate": "evaluation", "transfer_matrix": "analysis"}
 
 
 def __getattr__(name: str) -> Any:

@@ -153,7 +153,13 @@ def bars(
 
 
 def share_map(
-    theme: Theme, xs: Sequence[float], values: np.ndarray, *, x: str, rows: Sequence[str] = (), y: str = "class"
+    theme: Theme,
+    xs: Sequence[float] | Sequence[str],
+    values: np.ndarray,
+    *,
+    x: str,
+    rows: Sequence[str] = (),
+    y: str = "class",
 ) -> Figure:
     """Shares (len(rows), len(xs)) in [0, 1] as a map of colours; NaN is left empty.
 
@@ -168,7 +174,7 @@ def share_map(
     colours = LinearSegmentedColormap.from_list("ramp", theme.ramp)
     drawn = axes.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=0, vmax=1, aspect="auto", interpolation="none")
     step = max(1, len(xs) // 8) if len(xs) > 12 else 1
-    axes.set_xticks(range(0, len(xs), step), [f"{value:g}" for value in xs[::step]])
+    axes.set_xticks(range(0, len(xs), step), [value if isinstance(value, str) else f"{value:g}" for value in xs[::step]])
     axes.set_yticks(range(len(values)), names)
     axes.set_xlabel(x)
     axes.set_ylabel(y)

@@ -111,7 +111,7 @@ def test_nan_and_inf_are_named(bad: float) -> None:
 def test_other_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match=r"grads must be float32 or float64 of shape \(M, B, D\)"):
         kernels.pairwise_cosine(torch.ones(3, 4))
-    with pytest.raises(ValueError, match="got torch.float16"):
+    with pytest.raises(ValueError, match=r"got torch\.float16"):
         kernels.pairwise_cosine(torch.ones(3, 4, 5, dtype=torch.float16))
     with pytest.raises(ValueError, match=r"answers must be bool of shape \(M, N\); got torch.int64 \(2, 2\)"):
         kernels.agreement_counts(torch.ones(2, 2, dtype=torch.int64))

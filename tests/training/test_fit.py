@@ -1,4 +1,4 @@
-"""Training on attacks on the fly: the loss as it is defined, mixtures and their weights, resuming, and what goes wrong."""
+"""Training on attacks on the fly: the loss by definition, mixtures and their weights, resuming, and what goes wrong."""
 
 from __future__ import annotations
 
@@ -279,5 +279,5 @@ def test_settings_as_json() -> None:
 
     config = FitConfig(attack="pgd", attack_options={"steps": 3}, test_eps=(0.1,))
     assert FitConfig.from_json(json.loads(json.dumps(dataclasses.asdict(config)))) == config
-    with pytest.raises(ValueError, match="of another version of Sparring.*differ in more"):
+    with pytest.raises(ValueError, match=r"of another version of Sparring.*differ in more"):
         FitConfig.from_json({**dataclasses.asdict(config), "more": 1})

@@ -18,7 +18,7 @@ _PLAIN = (1e-15, 1e15)  # norms between which products of float32 numbers neithe
 
 
 class CosineSums(NamedTuple):
-    """Sums over examples, float64 (M, M), of the members' cosines and of their squares; zero gradients of each, (M,)."""
+    """Sums over examples, float64 (M, M), of members' cosines and of their squares; zero gradients of each, (M,)."""
 
     sum: Tensor
     square: Tensor
@@ -83,7 +83,7 @@ def agreement_counts(answers: Tensor) -> Tensor:
     """On how many examples every two members are both right, int64 (M, M), from bool (M, N); one bit an answer."""
     if answers.ndim != 2 or answers.dtype is not torch.bool:
         raise ValueError(f"answers must be bool of shape (M, N); got {answers.dtype} {tuple(answers.shape)}")
-    members, count = answers.shape
+    members = len(answers)
     counts = torch.zeros(members, members, dtype=torch.int64, device=answers.device)
     bits = packed_bits(answers)
     bridge.native.agreement_counts(

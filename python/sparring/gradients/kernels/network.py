@@ -86,8 +86,8 @@ def dense_network(
     net = _Network(x.contiguous(), [_contiguous(layer) for layer in layers], widths, members[0], tile)
     if members[0] > 1:
         logits = net.forward()
-        value, given, combined = loss_grad(logits, weights, labels, targets, loss, combine)
-        return LossGrad(value, net.backward(given), combined)
+        result = loss_grad(logits, weights, labels, targets, loss, combine)
+        return result._replace(grad=net.backward(result.grad))
     check_indices(labels, "labels", len(x), x)
     check_indices(targets, "targets", len(x), x)
     return net.forward_and_backward(labels, targets, loss)
