@@ -15,7 +15,7 @@ from sparring.gradients import InputGrad, input_grad, jacobian, lower
 from sparring.ops import l1_step, project_l1_box, recovery_step
 
 if TYPE_CHECKING:
-    from sparring.analysis import transfer_matrix
+    from sparring.analysis.transfer import transfer_matrix
     from sparring.evaluation import evaluate
 
 __version__ = "0.1.0"

@@ -20,6 +20,7 @@ WIDTH = 4.4  # inches; a column of the report, and most of a phone's width, at t
 LEFT, RIGHT, BOTTOM = 0.66, 0.14, 0.5  # margins around the axes, in inches
 LEGEND_ROW, LEGEND_COLUMNS = 0.22, 3
 DPI = 180
+DOTTED = 40  # so many points of a curve, at most, are marked
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def curves(
         width = min(
             3.4, 1.6 + 0.9 * (len(series) - 1 - i)
         )  # where lines coincide, the wider one shows from under the narrower
-        axes.plot(xs, ys, color=colour, label=label, lw=width, marker="o", ms=width + 1.6, clip_on=False, zorder=3)
+        marker = "o" if len(xs) <= DOTTED else None
+        axes.plot(xs, ys, color=colour, label=label, lw=width, marker=marker, ms=width + 1.6, clip_on=False, zorder=3)
     for mark in marks:
         axes.axvline(mark, color=theme.faint, lw=0.8, ls=(0, (1, 2.5)), zorder=1)
     if level is not None:

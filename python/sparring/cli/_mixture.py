@@ -131,7 +131,8 @@ def work(run: Run, console: Console) -> None:
         page = reports.write(run)
     summary = reports.mixture.story(run)[0]
     colour = "green" if summary.good else "dark_orange"
-    console.print(f"\n[bold {colour}]{summary.headline}[/]", highlight=False, soft_wrap=True)
+    headline = summary.headline.replace("\u00a0", " ")
+    console.print(f"\n[bold {colour}]{headline}[/]", highlight=False, soft_wrap=True)
     console.print(f"Report: {page}\nCurves: tensorboard --logdir {run.path}", soft_wrap=True)
     if result.stopped:
         console.print(f"Training stopped: {result.stopped}", style="red", soft_wrap=True)

@@ -23,7 +23,7 @@ def summary(found: Experiment) -> Summary:
     headline, good = f"{percent(clean)} clean", True
     if found.eps is not None:
         under = found.end[f"fgs/{found.eps:g}/accuracy"]
-        headline, good = f"{headline}, {percent(under)} under FGS at eps {found.eps:g}", under >= clean / 2
+        headline, good = f"{headline}, {percent(under)} under FGS at eps\u00a0{found.eps:g}", under >= clean / 2
         images = _tested(found)
         low, high = interval(under, images)
         caveat += CHANCE.format(images=images, low=percent(low), high=percent(high))
@@ -75,6 +75,11 @@ def _lead(found: Experiment) -> list[str]:
         against = f"on real images and on attacks on the mixture ({config.attack}, eps {config.eps:g})"
     who = f"{found.members} networks ({network}) as one" if found.members > 1 else f"One network ({network})"
     said = [f"{who}, trained for {epochs} {plural('epoch', epochs)} {against}."]
+    before, file = (found.config["mixture"][key] for key in ("pretrain_epochs", "pretrained"))
+    if before:
+        said.append(f"Before that each was trained by itself for {before} {plural('epoch', before)} on real images.")
+    if file is not None:
+        said.append(f"They came from {file['file']}, trained already.")
     if found.members > 1:
         said.append(_compared("On test images as they are", found.end, "test"))
         if found.eps is not None:
