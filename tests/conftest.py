@@ -48,6 +48,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=absent)
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages of reports without their figures, where a test is about what they say."""
+    said = {"light": "data:,", "dark": "data:,"}
+    monkeypatch.setattr(
+        "sparring.report.page._rendered",
+        lambda picture, folder, small: {"title": picture.title, "text": picture.text, "alt": picture.alt, **said},
+    )
+
+
+@pytest.fixture(scope="session")
+def page_of_a_mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a run with everything in it, for one that is read and one that is looked at."""
+    from made_mixtures import make
+    from sparring import report
+
+    return report.write(make(tmp_path_factory.mktemp("runs"))[0], small=True)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of reference networks and data; for tests marked `shared`."""

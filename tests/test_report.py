@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -14,37 +13,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from made_runs import CLASSES, NOTE, make
+from pages import Page
 from sparring import report
 from sparring.data import Dataset
 from sparring.runs import Run, RunError
 from sparring.training import FoolingSet
 from sparring.training.metrics import METRICS
-
-
-class Page(HTMLParser):
-    """The parts of a page that are checked."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.images: list[dict[str, str | None]] = []
-        self.sources: list[str] = []
-        self.text = ""
-        self.open: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        self.sources += [value or "" for key, value in attrs if key in ("src", "srcset", "href")]
-        if tag == "img":
-            self.images.append(values)
-        if tag not in ("img", "meta", "source"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 @pytest.fixture(scope="module")
@@ -55,17 +29,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def page(run: Run) -> Page:
     return Page(report.write(run).read_text(encoding="utf-8"))
-
-
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages without their figures, where a test is about what they say."""
-    said = {"light": "data:,", "dark": "data:,"}
-    monkeypatch.setattr(
-        report.page,
-        "_rendered",
-        lambda picture, folder, small: {"title": picture.title, "text": picture.text, "alt": picture.alt, **said},
-    )
 
 
 def test_page_is_well_formed_and_self_contained(page: Page) -> None:

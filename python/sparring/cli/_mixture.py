@@ -63,7 +63,10 @@ def new_run(
     about: dict[str, Any] = {"members": members or MEMBERS, "combine": combine, "pretrain_epochs": pretrain_epochs}
     about["pretrained"] = None
     if pretrained is not None:
-        found = len(_load(pretrained, network, train))
+        try:
+            found = len(_load(pretrained, network, train))
+        except ValueError as error:
+            raise ValueError(f"--pretrained {str(error).splitlines()[0]}") from error
         if (members or 0) > found:
             raise ValueError(f"--members {members}: {pretrained} holds {found}")
         about |= {"members": members or found}
@@ -165,12 +168,12 @@ def _try_out(network: str | Callable[..., Any], model: str, train: Dataset, conf
     shape = tuple(logits_of(member, x).shape)
     if shape != (len(x), train.classes):
         raise ValueError(f"--model {model} gives outputs of shape {shape}, wanted {(len(x), train.classes)}")
-    attack = named_attack(config)
-    if attack is not None:
-        try:
+    try:
+        attack = named_attack(config)
+        if attack is not None:
             attack(member, x, y)
-        except TypeError as error:
-            raise ValueError(f"--attack {config.attack} with --set attack_options: {error}") from error
+    except TypeError as error:
+        raise ValueError(f"--attack {config.attack} with --set attack_options: {error}") from error
 
 
 def _member(network: str | Callable[..., Any], train: Dataset, config: FitConfig, index: int) -> nn.Module:
@@ -262,11 +265,11 @@ def _save(tensors: dict[str, Any], path: Path) -> None:
 
 def _print(record: dict[str, Any], config: FitConfig, console: Console, stage: str = "") -> None:
     """An epoch in a line."""
-    from sparring.report.mixture.snapshots import tested_eps
+    from sparring.report.mixture.snapshots import shown_eps
 
     if record["kind"] == "stopped":
         return
-    eps = tested_eps(config)
+    eps = shown_eps(config)
     shares = [f"clean {record['test/accuracy']:.1%}"]
     if eps is not None:
         mixture, member, majority = (record[f"fgs/{eps:g}/{who}"] for who in ("accuracy", "members", "vote"))

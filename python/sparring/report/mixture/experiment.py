@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from sparring.figures import Series
-from sparring.report.mixture.snapshots import tested_eps
+from sparring.report.mixture.snapshots import shown_eps
 from sparring.report.page import load
 from sparring.runs import Record, Run, RunError
 from sparring.training import FitConfig
@@ -31,7 +31,7 @@ class Experiment:
         self.stopped: str = state["stopped"]
         self.weights: torch.Tensor = tensors["weights/history"]  # float32 (steps + 1, M)
         self.first, self.last = (load(run.path / f"{name}.safetensors") for name in ("first", "last"))
-        self.eps = tested_eps(self.fit)
+        self.eps = shown_eps(self.fit)
 
     @property
     def start(self) -> Record:

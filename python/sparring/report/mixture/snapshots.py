@@ -70,7 +70,7 @@ class Keeper:
         self.run.draw(epoch, histograms, {"images/real_above_attacked": sheet})
 
 
-def tested_eps(config: FitConfig) -> float | None:
+def shown_eps(config: FitConfig) -> float | None:
     """The budget that a run's report speaks of: that of training, or of those tested the one nearest to it."""
     return min(config.test_eps, key=lambda eps: abs(eps - config.eps)) if config.test_eps else None
 
@@ -82,12 +82,12 @@ def snapshot(mixture: StackedEnsemble, sample: Dataset, config: FitConfig) -> Te
     ``images/attacked`` and ``answers/real``, ``answers/attacked``, an image of each class and the mixture's
     probabilities; ``filters`` (members, units, C, h, w) of the first layer, if it has an image's shape;
     ``parameter/<name>`` and ``gradient/<name>``, some entries of each parameter with several dimensions, and of the
-    gradient of the training's loss on a batch. Attacked is by the fast gradient sign method with `tested_eps`.
+    gradient of the training's loss on a batch. Attacked is by the fast gradient sign method with `shown_eps`.
     """
     x, y = sample.images, sample.labels
     with evaluating(mixture):
         with unmasked():
-            moved = attacks.fgsm(mixture, x, y, eps=tested_eps(config) or config.eps)
+            moved = attacks.fgsm(mixture, x, y, eps=shown_eps(config) or config.eps)
         assert isinstance(moved, Tensor)
         shown = torch.stack([(y == c).nonzero()[0, 0] for c in range(sample.classes) if bool((y == c).any())])
         tensors: Tensors = {"labels": y, "images/labels": y[shown]}
