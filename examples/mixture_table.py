@@ -3,7 +3,7 @@
     python examples/mixture_table.py path/to/mnist out
 
 trains every size of mixture with every budget and seed, and writes out/table.md and out/table.csv. What is finished is
-kept in out/cells, so that the command goes on where it was stopped. This size takes about half an hour on two cores. The
+kept in out/cells, so that the command goes on where it was stopped. This size takes about an hour on two cores. The
 original's (100 epochs of all images, convolutional networks with 710 218 parameters), on a GPU:
 
     python examples/mixture_table.py path/to/mnist out --model model1 --epochs 100 --images 0 --optimizer adadelta \\
