@@ -229,6 +229,7 @@ def test_pretrained_members_are_used_again(whole: Path, tmp_path: Path) -> None:
     kept = load_file(run / "mixture.safetensors")
     assert all(torch.allclose(kept[name], trained[name], rtol=1e-12) for name in trained)
     assert kept["weights"].std() > 0
+    assert "They came from mixture.safetensors, trained already." in (run / "report.html").read_text()
 
     shutil.rmtree(run / "checkpoints")
     (run / "checkpoints").mkdir()

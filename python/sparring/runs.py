@@ -6,7 +6,8 @@ runs/<name>/config.json             what was asked for, written once
             tensorboard/            the same numbers as events
             checkpoints/            the last two states, each a safetensors file with JSON in its header
             figures/  report.html   written by sparring.report
-            network.safetensors     weights at the end, and in best.safetensors of the best epoch; mixture.safetensors
+            network.safetensors     weights at the end, and in best.safetensors of the best epoch; those of a mixture
+                                    in mixture.safetensors
 """
 
 from __future__ import annotations

@@ -197,12 +197,12 @@ def _mixture(run: Run, network: str | Callable[..., Any], train: Dataset, config
 
     about = run.config["mixture"]
     members, combine, source = range(about["members"]), about["combine"], about["pretrained"]
+    device = train.images.device
     if source is None or run.checkpoints():
-        return StackedEnsemble((_member(network, train, config, i) for i in members), combine)
+        return StackedEnsemble((_member(network, train, config, i) for i in members), combine).to(device)
     if not Path(source["file"]).is_file() or common.digest(source["file"]) != source["sha256"]:
         raise RunError(f"{source['file']} is gone or has changed since the run began")
     loaded = _load(Path(source["file"]), network, train)
-    device = train.images.device
     return StackedEnsemble((loaded.member(i) for i in members), combine, loaded.weights[: len(members)]).to(device)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from sparring._text import percent, plural
@@ -35,7 +36,7 @@ def summary(found: Experiment) -> Summary:
         caveat=caveat,
         tiles=_tiles(found),
         command=found.config.get("command", "sparring mixture"),
-        tables=[found.config["mixture"] | found.settings, _setting_up(found)],
+        tables=[_settings(found), _setting_up(found)],
         warnings=_warnings(found),
     )
 
@@ -79,7 +80,7 @@ def _lead(found: Experiment) -> list[str]:
     if before:
         said.append(f"Before that each was trained by itself for {before} {plural('epoch', before)} on real images.")
     if file is not None:
-        said.append(f"They came from {file['file']}, trained already.")
+        said.append(f"They came from {Path(file['file']).name}, trained already.")
     if found.members > 1:
         said.append(_compared("On test images as they are", found.end, "test"))
         if found.eps is not None:
@@ -120,6 +121,13 @@ def _warnings(found: Experiment) -> list[str]:
     if data.get("official") is not True and data.get("note"):
         warnings.append(f"The real images are {data['note']}.")
     return warnings
+
+
+def _settings(found: Experiment) -> dict[str, Any]:
+    table = found.config["mixture"] | found.settings
+    if table["pretrained"] is not None:
+        table["pretrained"] = f"{Path(table['pretrained']['file']).name}, SHA-256 {table['pretrained']['sha256']}"
+    return table
 
 
 def _setting_up(found: Experiment) -> dict[str, Any]:

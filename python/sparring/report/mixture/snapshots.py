@@ -138,11 +138,13 @@ def _entries(mixture: StackedEnsemble, loss: Tensor) -> Tensors:
     tensors: Tensors = {}
     for (name, parameter), gradient in zip(chosen.items(), gradients, strict=True):
         count = parameter.numel()
-        index = torch.randint(count, (VALUES,), generator=stream(0, "entries", name)) if count > VALUES else slice(None)
+        index = torch.arange(count)
+        if count > VALUES:
+            index = torch.randint(count, (VALUES,), generator=stream(0, "entries", name))
         name = name.removeprefix("net.").removesuffix(".weight")
         for kind, values in (("parameter", parameter.detach()), ("gradient", gradient)):
             if values is not None:
-                tensors[f"{kind}/{name}"] = values.flatten().cpu()[index]
+                tensors[f"{kind}/{name}"] = values.flatten()[index.to(values.device)].cpu()
     return tensors
 
 
