@@ -94,7 +94,8 @@ def functional(models: list[nn.Module], x: Tensor, y: Tensor) -> Run:
         each = torch.func.vmap(logits, randomness="different")(parameters)
         torch.autograd.backward(loss_of_all(each, y))
         optimizer.step()
-        return next(iter(parameters.values())).detach()[0]
+        first: Tensor = next(iter(parameters.values())).detach()[0]
+        return first
 
     return step
 

@@ -287,8 +287,8 @@ def correlation(setting: Setting, plain: sp.StackedEnsemble, hardened: sp.Stacke
     return (
         "## Are errors and gradients correlated?\n\n"
         "Over all pairs of members, mean ± standard deviation: correlation of being right, Jaccard similarity of the "
-        "misclassified images, and cosine of the input gradients. The original found .31 for being right on real images, .19 "
-        "on adversarial ones, and no correlation of gradients.\n\n"
+        "misclassified images, and cosine of the input gradients. The original found .31 for being right on real "
+        "images, .19 on adversarial ones, and no correlation of gradients.\n\n"
         "| trained on | tested on | a member is right | correlation | Jaccard | cosine of gradients |\n"
         "|---|---|---:|---:|---:|---:|\n" + "\n".join(rows) + "\n"
     )

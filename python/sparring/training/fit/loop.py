@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from sparring import attacks
@@ -22,6 +22,7 @@ from sparring.training.evaluate import Metrics
 from sparring.training.fit.config import FitConfig
 from sparring.training.fit.losses import members_loss, mixture_loss
 from sparring.training.fit.measure import epoch_metrics, unmasked
+from sparring.training.fit.parallel import MemberParallel, from_first, part_of, sum_gradients, world
 from sparring.training.loop import Journal, Record
 from sparring.training.state import Json, Tensors, pack_learner, prefixed, unpack_learner
 from sparring.training.streams import global_stream, stream
@@ -125,6 +126,10 @@ def fit_adversarial(
         torch's global random state is what it was before. Real and attacked images form one batch, so normalisation
         layers see both.
 
+    Where ``torchrun`` started several processes and each calls this with the same arguments, every one works on part of
+    each batch, and all have the same model at the end: that of one process, but for rounding, if no layer looks at the
+    whole batch (normalisation) or draws (dropout). Give `run` to the process of rank 0 alone.
+
     Raises
     ------
     ValueError
@@ -207,7 +212,9 @@ def _fit(
     if config.real_images:
         train = train.subset(min(config.real_images, len(train)), stream(config.seed, "real images"))
     learner, history = state.learner, list[Record]()
-    checkpoint = run.restore() if run is not None else None
+    if run is not None and isinstance(learner.model, MemberParallel):
+        raise ValueError("run must be None for members over several processes: no process has them all; save `own`")
+    checkpoint = from_first(run.restore() if run is not None else None)
     if checkpoint is not None:
         _unpack(state, checkpoint.tensors, checkpoint.state)
         history = checkpoint.history
@@ -253,6 +260,8 @@ def _epoch(
 ) -> Metrics | None:
     """Train for an epoch; the mean losses, or None if one was not finite."""
     model, optimizer, epoch = state.learner.model, state.learner.optimizer, state.learner.epoch
+    by_examples = world()[1] > 1 and not isinstance(model, MemberParallel)
+    processes = world()[1] if by_examples else 1  # whose terms are summed
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, epoch, config.epochs)
     device = train.images.device
@@ -262,33 +271,50 @@ def _epoch(
     model.train()
     with torch.enable_grad(), global_stream(config.seed, "dropout", epoch, device=device):
         for i, (x, y) in enumerate(_batches(train, config, epoch)):
+            of_batch = len(x)
+            if by_examples:
+                x, y = x[part_of(of_batch)], y[part_of(of_batch)]
             both, labels = x, y
             if attack is not None:
                 both, labels = torch.cat([x, attack(model, x, y).detach()]), torch.cat([y, y])
-            loss = _losses(state, both, labels, config).view(-1, len(x)).double().mean(1)  # real, attacked
+            loss = _losses(state, both, labels, config).view(1 + (attack is not None), -1).double()  # real, attacked
+            loss = loss.sum(1) / of_batch
             share = loss.new_tensor([config.alpha, 1 - config.alpha] if attack is not None else [1.0])
             total = (share * loss).sum()
             if regularizer is not None:
-                total = total + regularizer(model)
+                total = total + regularizer(model) / processes
             if state.weights is not None and config.reg:
-                total = total + config.reg * -state.weights.logits.log_softmax(0).mean()
+                total = total + config.reg * -state.weights.logits.log_softmax(0).mean() / processes
             optimizer.zero_grad()
             if state.weights is not None:
                 state.weights.optimizer.zero_grad()
             torch.autograd.backward(total)
+            if by_examples:
+                sum_gradients([*model.parameters(), *([] if state.weights is None else [state.weights.logits])])
             optimizer.step()
             if state.weights is not None:
                 if config.weights_lr:
                     state.weights.optimizer.step()
                 state.weights.note()
-            sums[: len(loss)] += loss.detach() * len(x)
-            seen += len(x)
+            sums[: len(loss)] += loss.detach() * of_batch
+            seen += of_batch
             looks = i % 50 == 49 or i + 1 == count  # not every time: on a device this waits
-            if looks and not bool(sums.isfinite().all() & total.isfinite()):
+            if looks and not _everywhere(sums.isfinite().all() & total.isfinite()):
                 return None
             on_fraction((i + 1) / count)
+    if by_examples:
+        distributed.all_reduce(sums)
     means = (sums / seen).tolist()
     return {"train/loss": means[0], **({"train/loss_attacked": means[1]} if attack is not None else {})}
+
+
+def _everywhere(condition: Tensor) -> bool:
+    """Whether it holds in all processes."""
+    if world()[1] == 1:
+        return bool(condition)
+    failing = (~condition).to(torch.int32)
+    distributed.all_reduce(failing)
+    return int(failing) == 0
 
 
 def _losses(state: _State, x: Tensor, labels: Tensor, config: FitConfig) -> Tensor:
