@@ -141,11 +141,16 @@ void dense_network(Place place, std::int64_t batch, std::int64_t tile, std::int6
 
 template <class Real>
 void pairwise_cosine(Place place, std::int64_t groups, std::int64_t members, std::int64_t examples, std::int64_t features,
-                     Address grads, std::int64_t member_stride, std::int64_t example_stride, bool scaled, Address inverse,
-                     Address sum, Address square) {
+                     Address grads, std::int64_t member_stride, std::int64_t example_stride, Address norms, Address sum,
+                     Address square) {
   launch(PairwiseCosine<Real>{groups, members * features, members, examples, features, at<const Real>(grads), member_stride,
-                              example_stride, scaled, at<const Real>(inverse), at<double>(sum), at<double>(square)},
+                              example_stride, at<double>(norms), at<double>(sum), at<double>(square)},
          place);
+}
+
+template <class Real>
+void pack_bits(Place place, std::int64_t members, std::int64_t examples, Address answers, std::int64_t words, Address bits) {
+  launch(PackBits<Real>{members, examples, {at<const std::uint8_t>(answers), examples}, {at<std::uint64_t>(bits), words}}, place);
 }
 
 template <class Real>
@@ -164,6 +169,7 @@ void bind_gradients(py::module_& m) {
   define(m, "col2im", &col2im<float>, &col2im<double>);
   define(m, "dense_network", &dense_network<float>, &dense_network<double>);
   define(m, "pairwise_cosine", &pairwise_cosine<float>, &pairwise_cosine<double>);
+  define(m, "pack_bits", &pack_bits<float>, &pack_bits<double>);
   define(m, "agreement_counts", &agreement_counts<float>, &agreement_counts<double>);
 }
 

@@ -18,7 +18,7 @@
 #define SPARRING_FOR_EACH_OP(declare)                                                                                             \
   declare(ProjectL1Box) declare(L1Step) declare(RecoveryStep) declare(BiasActivation) declare(ActivationBackward)                 \
       declare(LossGrad) declare(ReluPool) declare(ReluPoolBackward) declare(Col2im) declare(DenseNetwork) declare(PairwiseCosine) \
-          declare(AgreementCounts)
+          declare(PackBits) declare(AgreementCounts)
 
 #if defined(SPARRING_X86_LEVELS)
 #define SPARRING_DECLARE_LEVELS(Op)            \

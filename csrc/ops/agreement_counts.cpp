@@ -2,4 +2,5 @@
 
 #include "team/launch_cpu.h"
 
+SPARRING_CPU_ENTRIES(PackBits)
 SPARRING_CPU_ENTRIES(AgreementCounts)

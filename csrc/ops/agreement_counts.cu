@@ -2,4 +2,5 @@
 
 #include "ops/agreement_counts.h"
 
+SPARRING_CUDA_ENTRIES(PackBits)
 SPARRING_CUDA_ENTRIES(AgreementCounts)

@@ -142,20 +142,28 @@ struct CpuTeam {
   /// Calls keep(s, sum of f(i, s) over i < n) for every s < N: sums of one pass that share what they load, in the functor's own type.
   template <int N, class Real, class F, class Keep>
   SPARRING_FN void sums(int64_t n, F f, Keep keep) const {
-    static_assert(N % 4 == 0);
-    for (int s = 0; s < N; s += 4) {
-      Real s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-#pragma omp simd reduction(+ : s0, s1, s2, s3)
+    static_assert(N % 8 == 0);
+    for (int s = 0; s < N; s += 8) {
+      Real s0 = 0, s1 = 0, s2 = 0, s3 = 0, s4 = 0, s5 = 0, s6 = 0, s7 = 0;
+#pragma omp simd reduction(+ : s0, s1, s2, s3, s4, s5, s6, s7)
       for (int64_t i = 0; i < n; ++i) {
         s0 += f(i, s);
         s1 += f(i, s + 1);
         s2 += f(i, s + 2);
         s3 += f(i, s + 3);
+        s4 += f(i, s + 4);
+        s5 += f(i, s + 5);
+        s6 += f(i, s + 6);
+        s7 += f(i, s + 7);
       }
       keep(s, s0);
       keep(s + 1, s1);
       keep(s + 2, s2);
       keep(s + 3, s3);
+      keep(s + 4, s4);
+      keep(s + 5, s5);
+      keep(s + 6, s6);
+      keep(s + 7, s7);
     }
   }
 

@@ -228,10 +228,21 @@ def pairwise_cosine(
     grads: int,
     member_stride: int,
     example_stride: int,
-    scaled: bool,
-    inverse: int,
+    norms: int,
     sum: int,
     square: int,
+    /,
+) -> None: ...
+def pack_bits(
+    is_double: bool,
+    device: int,
+    stream: int,
+    threads: int,
+    members: int,
+    examples: int,
+    answers: int,
+    words: int,
+    bits: int,
     /,
 ) -> None: ...
 def agreement_counts(

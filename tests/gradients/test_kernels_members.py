@@ -49,7 +49,9 @@ def _oracle(grads: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", [(1, 3, 5), (2, 1, 1), (5, 7, 33), (6, 40, 20), (3, 2, 9000), (4, 0, 8), (9, 3, 300)])
+@pytest.mark.parametrize(
+    "shape", [(1, 3, 5), (2, 1, 1), (5, 7, 33), (6, 40, 20), (3, 2, 9000), (4, 0, 8), (9, 3, 300), (19, 2, 40)]
+)
 def test_pairwise_cosine(run: Run, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     grads = _normal(*shape).to(dtype)
     result, right = run(kernels.pairwise_cosine, grads), _oracle(grads)
@@ -61,28 +63,68 @@ def test_pairwise_cosine(run: Run, shape: tuple[int, int, int], dtype: torch.dty
     assert result.zeros.tolist() == [0] * shape[0]
 
 
-@pytest.mark.parametrize("size", [1e-30, 1e-20, 1.0, 1e18, 1e30])
-def test_cosines_do_not_depend_on_the_size_of_gradients(run: Run, size: float) -> None:
-    grads = _normal(4, 3, 50)
-    sizes = torch.tensor([size, 1.0, 1.0, 1 / size], dtype=torch.float64)[:, None, None]
-    result = run(kernels.pairwise_cosine, (sizes * grads).float())
-    torch.testing.assert_close(result.sum, _oracle(grads).sum(2), rtol=0, atol=2e-5)
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [(size, torch.float32) for size in (1e-42, 1e-30, 1e-20, 1.0, 1e18, 1e35)]
+    + [(size, torch.float64) for size in (1e-310, 1e-200, 1e200)],
+)
+def test_cosines_do_not_depend_on_the_size_of_gradients(run: Run, size: float, dtype: torch.dtype) -> None:
+    """Integers times the size, which is then exact enough even where it is subnormal."""
+    directions = (10 * _normal(4, 3, 50)).round()
+    size = float(torch.tensor(size, dtype=dtype))
+    sizes = torch.tensor([size, 1.0, 1.0, min(1 / size, 1e35)], dtype=torch.float64)[:, None, None]
+    result = run(kernels.pairwise_cosine, (sizes * directions).to(dtype))
+    right = _oracle(directions)
+    torch.testing.assert_close(result.sum, right.sum(2), rtol=0, atol=2e-6)
+    torch.testing.assert_close(result.square, (right**2).sum(2), rtol=0, atol=2e-6)
+    assert result.zeros.tolist() == [0] * 4
 
 
 def test_constructed_gradients(run: Run) -> None:
-    """The same, opposite, orthogonal and no gradients, and one too small to have an inverse."""
-    grads = torch.zeros(5, 2, 4)
+    """The same, opposite, orthogonal and no gradients, and one that points equally along all axes, however small."""
+    grads = torch.zeros(6, 2, 4)
     grads[0, :, 0] = grads[1, :, 0] = 3
     grads[1, 1] *= -2
     grads[2, :, 1] = 0.5
     grads[3, 0, 0] = 1
-    grads[4] = 1e-42
+    grads[5] = torch.tensor([1e-42, 1e-3])[:, None]
     result = run(kernels.pairwise_cosine, grads)
-    expected = torch.tensor([[2, 0, 0, 1, 0], [0, 2, 0, 1, 0], [0, 0, 2, 0, 0], [1, 1, 0, 1, 0], [0, 0, 0, 0, 0]])
+    half = 0.5
+    expected = torch.tensor(
+        [
+            [2, 0, 0, 1, 0, 1],
+            [0, 2, 0, 1, 0, 0],
+            [0, 0, 2, 0, 0, 1],
+            [1, 1, 0, 1, 0, half],
+            [0, 0, 0, 0, 0, 0],
+            [1, 0, 1, half, 0, 2],
+        ]
+    )
     torch.testing.assert_close(result.sum, expected.double())
-    squares = torch.tensor([[2, 2, 0, 1, 0], [2, 2, 0, 1, 0], [0, 0, 2, 0, 0], [1, 1, 0, 1, 0], [0, 0, 0, 0, 0]])
+    squares = torch.tensor(
+        [
+            [2, 2, 0, 1, 0, half],
+            [2, 2, 0, 1, 0, half],
+            [0, 0, 2, 0, 0, half],
+            [1, 1, 0, 1, 0, half**2],
+            [0, 0, 0, 0, 0, 0],
+            [half, half, half, half**2, 0, 2],
+        ]
+    )
     torch.testing.assert_close(result.square, squares.double())
-    assert result.zeros.tolist() == [0, 0, 0, 1, 2]
+    assert result.zeros.tolist() == [0, 0, 0, 1, 2, 0]
+    assert run(kernels.pairwise_cosine, torch.zeros(3, 2, 0)).zeros.tolist() == [2] * 3
+
+
+@pytest.mark.simt
+def test_every_lane_order_gives_the_same_bits() -> None:
+    import simt
+
+    orders = [simt.SimtOps(simt.load(), seed=seed) for seed in range(4)]
+    for size in (1.0, 1e-30):
+        grads = (size * _normal(7, 3, 70)).float()
+        first, *others = (order.call(kernels.pairwise_cosine, grads) for order in orders)
+        assert all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True))
 
 
 def test_layouts_and_threads_give_the_same_bits() -> None:
@@ -123,6 +165,7 @@ def test_agreement_counts(run: Run, shape: tuple[int, int]) -> None:
     counts = run(kernels.agreement_counts, answers)
     assert counts.dtype is torch.int64
     assert torch.equal(counts, (answers.double() @ answers.double().t()).long())
+    assert torch.equal(run(kernels.agreement_counts, answers.t().contiguous().t()), counts)
 
 
 @given(st.integers(0, 4), st.integers(0, 200), st.integers(0, 99))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, float64
 
@@ -12,9 +11,6 @@ from sparring import _bridge as bridge
 from sparring.gradients.kernels._arguments import supported
 
 _GROUPS = {"cpu": 32, "cuda": 512}  # of examples, that are worked on at the same time
-
-
-_PLAIN = (1e-15, 1e15)  # norms between which products of float32 numbers neither overflow nor vanish
 
 
 class CosineSums(NamedTuple):
@@ -36,25 +32,19 @@ def pairwise_cosine(grads: Tensor) -> CosineSums:
     Returns
     -------
     CosineSums
-        Symmetric. Where a gradient is zero, or too small to have an inverse norm, its cosines count as 0, that with
-        itself too; else that is exactly 1.
+        Symmetric. Where a gradient is zero its cosines count as 0, that with itself too; else that is exactly 1.
 
     Raises
     ------
     ValueError
-        If a gradient is NaN or infinite; names the member and the example.
+        If a gradient has NaN or inf (or, in float64, a norm beyond the type); names the first example and a member.
     """
     if grads.ndim != 3 or not supported(grads):
         raise ValueError(f"grads must be float32 or float64 of shape (M, B, D); got {grads.dtype} {tuple(grads.shape)}")
     grads = grads if grads.shape[2] < 2 or grads.stride(2) == 1 else grads.contiguous()
     members, examples, features = grads.shape
-    norms = torch.linalg.vector_norm(grads, dim=2, dtype=float64)
-    if not bool(norms.isfinite().all()):
-        member, example = (int(i) for i in (~norms.isfinite()).nonzero()[0])
-        raise ValueError(f"grads has NaN or inf, first of member {member} at example {example}")
-    inverse = norms.reciprocal().to(grads.dtype)
-    inverse = torch.where(inverse.isfinite(), inverse, 0.0).contiguous()
     groups = max(1, min(examples, _GROUPS[grads.device.type]))
+    norms = torch.empty(examples, members, dtype=float64, device=grads.device)
     sums = torch.zeros(2, groups, members, members, dtype=float64, device=grads.device)
     bridge.native.pairwise_cosine(
         grads.dtype is float64,
@@ -66,13 +56,16 @@ def pairwise_cosine(grads: Tensor) -> CosineSums:
         grads.data_ptr(),
         grads.stride(0),
         grads.stride(1),
-        bool(((norms < _PLAIN[0]) & (norms > 0) | (norms > _PLAIN[1])).any()),
-        inverse.data_ptr(),
+        norms.data_ptr(),
         sums[0].data_ptr(),
         sums[1].data_ptr(),
     )
+    finite = norms.isfinite()
+    if not bool(finite.all()):
+        example, member = (int(i) for i in (~finite).nonzero()[0])
+        raise ValueError(f"grads has NaN or inf, first of member {member} at example {example}")
     total, square = sums.sum(1)
-    used = (inverse > 0).sum(1)
+    used = (norms > 0).sum(0)
     for tensor in (total, square):
         tensor += tensor.t().clone()
         tensor.diagonal().copy_(used)
@@ -94,8 +87,16 @@ def agreement_counts(answers: Tensor) -> Tensor:
 
 def packed_bits(answers: Tensor) -> Tensor:
     """Bool (M, N) as int64 (M, ceil(N / 64)), example 64 w + i in bit i of word w, and zeros at the end."""
+    answers = answers.contiguous()
     members, count = answers.shape
-    packed = np.packbits(answers.cpu().numpy(), axis=1, bitorder="little")
-    words = np.zeros((members, 8 * -(-count // 64)), dtype=np.uint8)
-    words[:, : packed.shape[1]] = packed
-    return torch.from_numpy(words.view("<i8")).to(answers.device)
+    bits = torch.empty(members, -(-count // 64), dtype=torch.int64, device=answers.device)
+    bridge.native.pack_bits(
+        False,
+        *bridge.place_of(answers, "answers"),
+        members,
+        count,
+        answers.data_ptr(),
+        bits.shape[1],
+        bits.data_ptr(),
+    )
+    return bits
