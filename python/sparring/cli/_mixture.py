@@ -269,11 +269,12 @@ def _print(record: dict[str, Any], config: FitConfig, console: Console, stage: s
 
     if record["kind"] == "stopped":
         return
-    eps = shown_eps(config)
-    shares = [f"clean {record['test/accuracy']:.1%}"]
+    eps, alone = shown_eps(config), record["weights/min"] == 1
+    line = f"{stage}epoch {record['epoch']:>3}  clean {record['test/accuracy']:.1%}"
     if eps is not None:
         mixture, member, majority = (record[f"fgs/{eps:g}/{who}"] for who in ("accuracy", "members", "vote"))
-        shares.append(f"FGS {eps:g} {mixture:.1%} (a member {member:.1%}, majority {majority:.1%})")
-    weights = f"{record['weights/min']:.3f} to {record['weights/max']:.3f}"
-    line = f"{stage}epoch {record['epoch']:>3}  {'  '.join(shares)}  weights {weights}"
+        line += f"  FGS {eps:g} {mixture:.1%}"
+        line += "" if alone else f" (a member {member:.1%}, majority {majority:.1%})"
+    if not alone:
+        line += f"  weights {record['weights/min']:.3f} to {record['weights/max']:.3f}"
     console.print(line, highlight=False, soft_wrap=True)

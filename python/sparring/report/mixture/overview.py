@@ -124,7 +124,7 @@ def _warnings(found: Experiment) -> list[str]:
 
 
 def _settings(found: Experiment) -> dict[str, Any]:
-    table = found.config["mixture"] | found.settings
+    table: dict[str, Any] = found.config["mixture"] | found.settings
     if table["pretrained"] is not None:
         table["pretrained"] = f"{Path(table['pretrained']['file']).name}, SHA-256 {table['pretrained']['sha256']}"
     return table
