@@ -16,7 +16,7 @@ from sparring.ops import l1_step, project_l1_box, recovery_step
 
 if TYPE_CHECKING:
     from sparring.analysis.transfer import transfer_matrix
-    from sparring.evaluation import evaluate
+    from sparring.evaluation.evaluate import evaluate
 
 __version__ = "0.1.0"
 

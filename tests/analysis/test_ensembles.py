@@ -72,6 +72,9 @@ def test_agreement_of_modules_an_ensemble_and_a_stack() -> None:
         assert torch.equal(agreement(group, x, y).correct, wanted)
     with pytest.raises(ValueError, match="models must hold one model at least"):
         agreement([], x, y)
+    for measure in (agreement, gradient_correlation):
+        with pytest.raises(ValueError, match=r"labels one class for each; got shapes \(70, 1, 4, 4\) and \(1,\)"):
+            measure(models, x, y[:1])
     with pytest.raises(ValueError, match=r"correct must be bool \(M, N\) with N > 0"):
         Agreement.from_correct(torch.zeros(2, 0, dtype=torch.bool))
 
@@ -209,7 +212,26 @@ def test_transfer_between_linear_models(tmp_path: Path) -> None:
     assert matrix.to_json()["interval"][0][0] == [low, high]
     matrix.plot(tmp_path / "matrix.png")
     assert (tmp_path / "matrix.png").stat().st_size > 1000
-    assert sp.transfer_matrix([same, elsewhere], None, x, y, attack).targets == ["0", "1"]
+    whole = partial(attack, return_result=True)
+    by_number = sp.transfer_matrix([same, elsewhere], None, x, y, whole)
+    assert by_number.targets == ["0", "1"]
+    assert torch.equal(by_number.accuracy, matrix.accuracy[:, [0, 2]])
+
+
+def test_sources_are_held_still_and_let_go() -> None:
+    model = nn.Sequential(linear([[-1, 0], [1, 0]]), nn.Dropout(0.9))
+    seen = []
+
+    def attack(source: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        seen.append((source.training, any(parameter.requires_grad for parameter in source.parameters())))
+        return x
+
+    x, y = torch.tensor([[0.5, 0.0]]), torch.tensor([1])
+    assert sp.transfer_matrix([model], None, x, y, attack).accuracy.tolist() == [[1]]
+    assert seen == [(False, False)]
+    assert model.training
+    assert model[1].training
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
 
 
 def test_targets_without_a_right_answer_have_no_rate() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from sparring.attacks._model import held_still
 from sparring.ensembles.mixture import Mixture
 from sparring.ensembles.stacked import StackedEnsemble
 from sparring.gradients import input_grad, kernels
@@ -70,6 +72,7 @@ def agreement(models: Models, inputs: Tensor, labels: Tensor) -> Agreement:
     inputs, labels
         (N, ...) and int64 (N,); clean ones, or adversarial ones.
     """
+    _check_alike(inputs, labels)
     rows = [logits_of(model, inputs).argmax(1) == labels for model in members_of(models)]
     return Agreement.from_correct(torch.stack(rows))
 
@@ -108,24 +111,19 @@ def gradient_correlation(
         Bytes for the gradients of all members, (M, B, D), of so many examples B as are worked on at once.
     """
     members = members_of(models)
-    count, examples = len(members), len(inputs)
-    if examples == 0:
-        raise ValueError("inputs must hold at least one example")
-    size = inputs[0].numel() * inputs.element_size() * count
+    _check_alike(inputs, labels)
+    examples, entries = len(inputs), inputs[0].numel()
+    together = min(examples, max(1, memory // (len(members) * entries * inputs.element_size())))
+    grads = inputs.new_empty(len(members), together, entries)
     sums: list[Tensor] = []
-    modes = [(module, module.training) for model in members for module in model.modules()]
-    try:
+    with ExitStack() as held:
         for model in members:
-            model.eval()
-        for x, y in zip(
-            torch.split(inputs, max(1, memory // size)), torch.split(labels, max(1, memory // size)), strict=True
-        ):
-            grads = torch.stack([input_grad(model, x, y, loss).grad.flatten(1) for model in members])
-            part = kernels.pairwise_cosine(grads)
+            held.enter_context(held_still(model))
+        for x, y in zip(torch.split(inputs, together), torch.split(labels, together), strict=True):
+            for row, model in zip(grads, members, strict=True):
+                row[: len(x)] = input_grad(model, x, y, loss).grad.flatten(1)
+            part = kernels.pairwise_cosine(grads[:, : len(x)])
             sums = [a + b for a, b in zip(sums, part, strict=True)] if sums else list(part)
-    finally:
-        for module, training in modes:
-            module.training = training
     mean = sums[0] / examples
     std = (sums[1] / examples - mean**2).clamp(min=0).sqrt()
     return GradientCorrelation(mean, std, sums[2])
@@ -140,6 +138,14 @@ def members_of(models: Models) -> list[nn.Module]:
     if not members:
         raise ValueError("models must hold one model at least")
     return members
+
+
+def _check_alike(inputs: Tensor, labels: Tensor) -> None:
+    if len(inputs) == 0 or labels.shape != (len(inputs),):
+        raise ValueError(
+            f"inputs must hold at least one example, and labels one class for each; got shapes {tuple(inputs.shape)} "
+            f"and {tuple(labels.shape)}"
+        )
 
 
 def pairs_mean_and_spread(matrix: Tensor) -> tuple[float, float]:

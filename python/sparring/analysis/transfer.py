@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparring.attacks import AttackResult
+from sparring.attacks._model import held_still
 from sparring.training.evaluate import logits_of
 
 Networks = Mapping[str, nn.Module] | Sequence[nn.Module]
@@ -51,7 +53,8 @@ class TransferMatrix:
         z = NormalDist().inv_cdf((1 + level) / 2)
         centre = self.accuracy + z * z / (2 * self.count)
         half = z * (self.accuracy * (1 - self.accuracy) / self.count + z * z / (4 * self.count**2)).sqrt()
-        return torch.stack([centre - half, centre + half], 2) / (1 + z * z / self.count)
+        ends = torch.stack([centre - half, centre + half], 2) / (1 + z * z / self.count)
+        return ends.clamp(0, 1)  # which rounding alone may leave
 
     def table(self) -> str:
         """Error in per cent, in Markdown: a row for each source, a column for each target."""
@@ -95,8 +98,9 @@ def transfer_matrix(
     inputs, labels
         (N, ...) and int64 (N,).
     attack
-        A function of a model, inputs and labels that returns adversarial inputs: one of `sparring.attacks`, with what
-        else it needs bound by ``functools.partial``. It is called once for each source.
+        A function of a model, inputs and labels that returns adversarial inputs, or an `AttackResult`: one of
+        `sparring.attacks`, with what else it needs bound by ``functools.partial``. It is called once for each source,
+        which is in eval mode meanwhile and has parameters without gradients.
     """
     by_source = _named(sources, "sources")
     by_target = by_source if targets is None else _named(targets, "targets")
@@ -108,7 +112,9 @@ def transfer_matrix(
 
     before, after = right(inputs), []
     for name, model in by_source.items():
-        moved = attack(model, inputs, labels)
+        with held_still(model):
+            moved = attack(model, inputs, labels)
+        moved = moved.adv if isinstance(moved, AttackResult) else moved
         if not isinstance(moved, Tensor) or moved.shape != inputs.shape:
             raise ValueError(f"attack must return a tensor like inputs; for source {name} it returned {moved!r}")
         after.append(right(moved))
