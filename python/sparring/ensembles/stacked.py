@@ -46,6 +46,10 @@ class StackedEnsemble(Mixture):
     layer with weights then drops the same inputs for all members. Other networks (``.reasons`` says why), and on a CPU
     those with convolutions, are computed member by member.
 
+    In training all members' activations are held until the backward pass: of 28 x 28 entries, 1 KB an image and
+    member for a perceptron 784-100-100-10, 170 KB for the network "cnn"; besides the weights, as many gradients and
+    what the optimiser keeps.
+
     Parameters
     ----------
     models
