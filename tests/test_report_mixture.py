@@ -83,6 +83,22 @@ def test_unfinished_run_has_a_report_too(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(("weaker", "learnt"), [(0.05, True), (0.75, False)])
+def test_attack_that_does_less_with_more_is_said(run: Run, tmp_path: Path, weaker: float, learnt: bool) -> None:
+    """The same run, trained with eps .2, which 80 % of 40 images withstand, and a share of .1 given."""
+    copy = Path(shutil.copytree(run.path, tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text())
+    config["fit"]["eps"] = 0.2
+    (copy / "config.json").write_text(json.dumps(config))
+    changed = {"test/accuracy": 0.9, "fgs/0.1/accuracy": weaker, "fgs/0.2/accuracy": 0.8}
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(one | changed) + "\n" for one in run.records()))
+    summary = report.mixture.story(Run.open(copy))[0]
+    assert summary.headline == "90.0 % clean, 80.0 % under FGS at eps\u00a00.2"
+    assert summary.good == (not learnt)
+    assert any("With the smaller eps 0.1 fewer are right (5.0 %)" in said for said in summary.warnings) == learnt
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_training_that_stopped_is_said(tmp_path: Path) -> None:
     run, _ = make(tmp_path, lr=1e30, optimizer="sgd")
     assert run.records()[-1]["kind"] == "stopped"

@@ -15,16 +15,22 @@ CAVEAT = (
     "The fast gradient sign method (FGS) is one step on the mixture as a whole, the weakest of attacks: what "
     "withstands it may fall to more steps, or to an attack on a member."
 )
+LEARNT = (
+    "With the smaller eps {smaller:g} fewer are right ({less}) than with eps {eps:g} ({more}), which a larger attack "
+    "could only lower: the mixture has learnt what this attack looks like, which is not robustness."
+)
 CHANCE = " From {images} images, chance alone leaves a 95 % interval of {low} to {high} for the accuracy under attack."
 
 
 def summary(found: Experiment) -> Summary:
     """Accuracies first, then what they mean, and the foot of the page."""
-    clean, caveat = found.end["test/accuracy"], CAVEAT
+    clean, caveat, warnings = found.end["test/accuracy"], CAVEAT, _warnings(found)
     headline, good = f"{percent(clean)} clean", True
     if found.eps is not None:
         under = found.end[f"fgs/{found.eps:g}/accuracy"]
         headline, good = f"{headline}, {percent(under)} under FGS at eps\u00a0{found.eps:g}", under >= clean / 2
+        learnt = _learnt(found, found.eps)
+        good, warnings = good and not learnt, warnings + learnt
         images = _tested(found)
         low, high = interval(under, images)
         caveat += CHANCE.format(images=images, low=percent(low), high=percent(high))
@@ -37,7 +43,7 @@ def summary(found: Experiment) -> Summary:
         tiles=_tiles(found),
         command=found.config.get("command", "sparring mixture"),
         tables=[_settings(found), _setting_up(found)],
-        warnings=_warnings(found),
+        warnings=warnings,
     )
 
 
@@ -121,6 +127,16 @@ def _warnings(found: Experiment) -> list[str]:
     if data.get("official") is not True and data.get("note"):
         warnings.append(f"The real images are {data['note']}.")
     return warnings
+
+
+def _learnt(found: Experiment, eps: float) -> list[str]:
+    """Whether a weaker attack finds more, by more than chance."""
+    shares = {one: found.end[f"fgs/{one:g}/accuracy"] for one in found.fit.test_eps}
+    smaller = min((one for one in shares if one <= eps), key=lambda one: shares[one])
+    if shares[smaller] >= interval(shares[eps], _tested(found))[0]:
+        return []
+    less, more = percent(shares[smaller]), percent(shares[eps])
+    return [LEARNT.format(smaller=smaller, eps=eps, less=less, more=more)]
 
 
 def _settings(found: Experiment) -> dict[str, Any]:
