@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -93,7 +94,8 @@ def _mismatch(network: nn.Module, weights: Path, arch: str, input_shape: tuple[i
     ]
     fitting = []
     for name in NETWORKS:
-        shapes = {key: tuple(value.shape) for key, value in build(name, input_shape, classes).state_dict().items()}
-        fitting += [name] * (shapes == have)
+        with contextlib.suppress(ValueError):  # the images are too small for this one
+            shapes = {key: tuple(value.shape) for key, value in build(name, input_shape, classes).state_dict().items()}
+            fitting += [name] * (shapes == have)
     hint = f"; they fit --arch {' or '.join(fitting)}" if fitting else ""
     return f"{weights}: not the weights of --arch {arch}: {'; '.join(parts)}{hint}"
