@@ -176,7 +176,9 @@ def share_map(
     colours = LinearSegmentedColormap.from_list("ramp", theme.ramp)
     drawn = axes.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=0, vmax=1, aspect="auto", interpolation="none")
     step = max(1, len(xs) // 8) if len(xs) > 12 else 1
-    axes.set_xticks(range(0, len(xs), step), [value if isinstance(value, str) else f"{value:g}" for value in xs[::step]])
+    axes.set_xticks(
+        range(0, len(xs), step), [value if isinstance(value, str) else f"{value:g}" for value in xs[::step]]
+    )
     axes.set_yticks(range(len(values)), names)
     axes.set_xlabel(x)
     axes.set_ylabel(y)

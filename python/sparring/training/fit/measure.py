@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sparring import attacks
 from sparring.data import Dataset
 from sparring.ensembles.mixture import Mixture
+from sparring.gradients.mixture import mix
 from sparring.training.evaluate import BATCH, Metrics, logits_of
 from sparring.training.fit.config import FitConfig
 from sparring.training.streams import stream
@@ -45,7 +46,8 @@ def epoch_metrics(model: nn.Module, test: Dataset, config: FitConfig) -> Metrics
 def attacked_sample(test: Dataset, config: FitConfig) -> Dataset:
     """The test images that the attack is tested on."""
     if 0 < config.eval_images < len(test):
-        return test.subset(config.eval_images, stream(config.seed, "test"))
+        chosen = torch.randperm(len(test), generator=stream(config.seed, "test"))[: config.eval_images]
+        return test[chosen.to(test.labels.device)]
     return test
 
 
@@ -68,28 +70,28 @@ def weight_metrics(weights: Tensor) -> Metrics:
 
 
 def _accuracies(group: str, model: nn.Module, images: Tensor, labels: Tensor) -> Metrics:
-    logits = logits_of(model, images)
-    metrics = {f"{group}/accuracy": float((logits.argmax(1) == labels).double().mean())}
-    if isinstance(model, Mixture):
-        predicted = member_predictions(model, images)
-        metrics[f"{group}/members"] = float((predicted == labels).double().mean())
-        votes = torch.zeros(len(images), logits.shape[1], dtype=torch.float64, device=images.device)
-        weight = model.weights.to(images.device)[:, None].expand_as(predicted)
-        votes = votes.scatter_add_(1, predicted.t(), weight.t())
-        # of equally many votes, the class that the mixture prefers
-        first = votes == votes.amax(1, keepdim=True)
-        majority = torch.where(first, logits, -torch.inf).argmax(1)
-        metrics[f"{group}/vote"] = float((majority == labels).double().mean())
-    return metrics
+    def right(predicted: Tensor) -> float:
+        return float((predicted == labels).double().mean())
+
+    if not isinstance(model, Mixture):
+        return {f"{group}/accuracy": right(logits_of(model, images).argmax(1))}
+    from sparring.analysis.votes import votes
+
+    logits = member_logits_of(model, images)
+    weights = model.weights.to(images.device)
+    return {
+        f"{group}/accuracy": right(mix(logits, weights, model.combine).argmax(1)),
+        f"{group}/members": right(logits.argmax(2)),
+        f"{group}/vote": right(votes(logits, weights=weights).label),
+    }
 
 
-def member_predictions(model: Mixture, images: Tensor) -> Tensor:
-    """The class that each member names, int64 (M, B); in eval mode, which is left as it was."""
+def member_logits_of(model: Mixture, images: Tensor) -> Tensor:
+    """The members' logits, (M, B, K), without a graph; in eval mode, which is left as it was."""
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            parts = [model.member_logits(batch).argmax(2) for batch in torch.split(images, BATCH)]
+            return torch.cat([model.member_logits(batch) for batch in torch.split(images, BATCH)], 1)
     finally:
         model.train(training)
-    return torch.cat(parts, 1)
