@@ -140,13 +140,13 @@ def test_votes_by_hand() -> None:
 
 def test_unanimous_members_do_not_disagree() -> None:
     logits = torch.randn(1, 20, 5, generator=seeded()).expand(4, 20, 5)
-    for how in ("majority", "probs", "logits"):
+    for how in ("majority", "probs", "logits", "loss"):
         found = votes(logits, how)  # type: ignore[arg-type]
         assert torch.equal(found.label, logits[0].argmax(1))
         assert found.disagreement.abs().max() < 1e-12
         assert found.divergence.abs().max() < 1e-12
-    with pytest.raises(ValueError, match="how must be one of majority, probs, logits; got 'loss'"):
-        votes(logits, "loss")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="how must be one of majority, probs, logits, loss; got 'mean'"):
+        votes(logits, "mean")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"member_logits must have shape \(M, B, K\)"):
         votes(logits[0])
     with pytest.raises(ValueError, match="weights must be 4 numbers >= 0"):
@@ -156,9 +156,24 @@ def test_unanimous_members_do_not_disagree() -> None:
 def test_votes_are_those_of_the_ensemble() -> None:
     models = [networks.build("mlp", (1, 4, 4), 3, generator=seeded(i)) for i in range(4)]
     x = torch.rand(50, 1, 4, 4, generator=seeded())
-    for combine, how in (("vote", "majority"), ("probs", "probs"), ("logits", "logits")):
+    for combine, how in (("vote", "majority"), ("probs", "probs"), ("logits", "logits"), ("loss", "loss")):
         ensemble = sp.Ensemble(models, combine)
         assert torch.equal(ensemble(x).argmax(1), votes(ensemble.member_logits(x), how).label)  # type: ignore[arg-type]
+
+
+def test_an_ensemble_abstains() -> None:
+    x = torch.rand(200, 1, 4, 4, generator=seeded())
+    models = [networks.build("mlp", (1, 4, 4), 3, generator=seeded(i)) for i in range(4)]
+    for combine, how in (("vote", "majority"), ("probs", "probs"), ("logits", "logits"), ("loss", "loss")):
+        found = votes(sp.Ensemble(models).member_logits(x), how)  # type: ignore[arg-type]
+        limits = {"confidence": float(found.confidence.median()), "disagreement": 0.3, "divergence": 0.01}
+        decided = [sp.Ensemble(models, combine, abstain=some).decide(x) for some in (None, limits)]
+        assert torch.equal(decided[0], found.label)
+        sure = (found.confidence >= limits["confidence"]) & (found.disagreement <= 0.3) & (found.divergence <= 0.01)
+        assert torch.equal(decided[1], torch.where(sure, found.label, -1))
+        assert sp.StackedEnsemble(models, combine, abstain={"confidence": 1.1}).decide(x).unique().tolist() == [-1]
+    with pytest.raises(ValueError, match="abstain must have limits of confidence, disagreement, divergence; got doubt"):
+        sp.Ensemble(models, abstain={"doubt": 1})
 
 
 def test_coverage_by_hand() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparring.gradients.mixture import mix
 
-How = Literal["majority", "probs", "logits"]
+How = Literal["majority", "probs", "logits", "loss"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Votes:
 
 
 def votes(member_logits: Tensor, how: How = "majority", weights: Tensor | None = None) -> Votes:
-    """Decide by the members' majority, by their mean probabilities, or by their mean logits.
+    """Decide by the members' majority, or by their mean probabilities, logits or log-probabilities ("loss").
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def votes(member_logits: Tensor, how: How = "majority", weights: Tensor | None =
         label = torch.where(most, log_probs, -torch.inf).argmax(1)
         confidence = share
     else:
-        mixed = log_probs if how == "probs" else mix(logits, weights, "logits").log_softmax(1)
+        mixed = log_probs if how == "probs" else mix(logits, weights, how).log_softmax(1)
         label, confidence = mixed.argmax(1), mixed.exp()
     own = logits.log_softmax(2)
     divergence = (weights[:, None] * (own.exp() * (own - log_probs)).nan_to_num(0.0).sum(2)).sum(0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -44,13 +44,20 @@ class Ensemble(Mixture):
     weights
         M numbers >= 0, of which the means are weighted; divided by their sum, and kept as the buffer ``weights``
         (float64). None: equal ones.
+    abstain
+        When `decide` says nothing: below this "confidence", or above this "disagreement" or "divergence", as
+        `sparring.analysis.Votes` defines them. ``{"confidence": .8, "disagreement": .3}`` abstains for either.
     """
 
     def __init__(
-        self, models: Iterable[nn.Module], combine: str = "probs", weights: Sequence[float] | Tensor | None = None
+        self,
+        models: Iterable[nn.Module],
+        combine: str = "probs",
+        weights: Sequence[float] | Tensor | None = None,
+        abstain: Mapping[str, float] | None = None,
     ) -> None:
         members = [*models]
-        super().__init__(len(members), combine, weights)
+        super().__init__(len(members), combine, weights, abstain)
         self.models = nn.ModuleList(members)
 
     def member_logits(self, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sparring.gradients.mixture import mix
 
 COMBINES = ("probs", "logits", "loss", "vote")
+DOUBTS = ("confidence", "disagreement", "divergence")
 
 
 class Mixture(nn.Module):
@@ -20,19 +21,28 @@ class Mixture(nn.Module):
     ----------
     count
         Of the members.
-    combine, weights
+    combine, weights, abstain
         As in `sparring.Ensemble`.
     """
 
     weights: Tensor
 
-    def __init__(self, count: int, combine: str, weights: Sequence[float] | Tensor | None) -> None:
+    def __init__(
+        self,
+        count: int,
+        combine: str,
+        weights: Sequence[float] | Tensor | None,
+        abstain: Mapping[str, float] | None = None,
+    ) -> None:
         super().__init__()
         if count == 0:
             raise ValueError("models must hold one model at least")
         if combine not in COMBINES:
             raise ValueError(f"combine must be one of {', '.join(COMBINES)}; got {combine!r}")
-        self.combine = combine
+        unknown = {*(abstain or {})} - {*DOUBTS}
+        if unknown:
+            raise ValueError(f"abstain must have limits of {', '.join(DOUBTS)}; got {', '.join(sorted(unknown))}")
+        self.combine, self.abstain = combine, dict(abstain or {})
         self.register_buffer("weights", _normalised(weights, count))
 
     def __len__(self) -> int:
@@ -40,6 +50,17 @@ class Mixture(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return mix(self.member_logits(x), self.weights.to(x.device), self.combine)
+
+    def decide(self, x: Tensor) -> Tensor:
+        """The class of each example, int64 (B,), or -1 where `abstain` has it that the ensemble should not say."""
+        from sparring.analysis.votes import votes
+
+        found = votes(self.member_logits(x), "majority" if self.combine == "vote" else self.combine, self.weights)  # type: ignore[arg-type]
+        label = found.label
+        for name, limit in self.abstain.items():
+            value = getattr(found, name)
+            label = label.where(value >= limit if name == "confidence" else value <= limit, -1)
+        return label
 
     def member_logits(self, x: Tensor) -> Tensor:
         """Logits of each member, (M, B, K)."""

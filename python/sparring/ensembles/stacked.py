@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -54,7 +54,7 @@ class StackedEnsemble(Mixture):
     ----------
     models
         The members; their weights are copied.
-    combine, weights
+    combine, weights, abstain
         As in `sparring.Ensemble`.
 
     Attributes
@@ -69,10 +69,14 @@ class StackedEnsemble(Mixture):
     """
 
     def __init__(
-        self, models: Iterable[nn.Module], combine: str = "probs", weights: Sequence[float] | Tensor | None = None
+        self,
+        models: Iterable[nn.Module],
+        combine: str = "probs",
+        weights: Sequence[float] | Tensor | None = None,
+        abstain: Mapping[str, float] | None = None,
     ) -> None:
         members = [*models]
-        super().__init__(len(members), combine, weights)
+        super().__init__(len(members), combine, weights, abstain)
         check_architecture(members)
         self.reasons: list[str] = []
         try:
