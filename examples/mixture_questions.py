@@ -24,7 +24,7 @@ from sparring.data import Dataset
 from sparring.training import FitConfig, fit, fit_adversarial, fit_mixture
 from sparring.training.streams import stream
 
-EPS = 0.3
+EPS, WEAK = 0.3, 0.1
 BUDGETS = (0.1, 0.2, 0.3, 0.4, 0.5)
 REGS = (0.0, 0.01, 0.1, 1.0)
 
@@ -125,22 +125,28 @@ def head(setting: Setting) -> str:
 
 def transfer(setting: Setting, plain: sp.StackedEnsemble, hardened: sp.StackedEnsemble) -> str:
     nets = {str(i): plain.member(i).eval() for i in range(len(plain))}
-    targets = {**nets, "hardened": hardened}
-    attack = partial(attacks.fgsm, eps=EPS)
-    matrix = sp.transfer_matrix(nets, targets, setting.sample.images, setting.sample.labels, attack)
-    matrix.plot(setting.out / "transfer.png")
-    count = len(nets)
-    error = matrix.error[:, :count]
-    others = error[~torch.eye(count, dtype=torch.bool)]
-    low, high = matrix.interval()[0, 1].tolist()
-    answer = "All pairs transfer." if others.min() > 0.5 else "Not all pairs transfer."
+    count, lines = len(nets), []
+    for eps in (WEAK, EPS):
+        attack = partial(attacks.fgsm, eps=eps)
+        matrix = sp.transfer_matrix(nets, {**nets, "*": hardened}, setting.sample.images, setting.sample.labels, attack)
+        if eps == WEAK:
+            matrix.plot(setting.out / "transfer.png")
+        error = matrix.error[:, :count]
+        others = error[~torch.eye(count, dtype=torch.bool)]
+        worst = int((others - others.mean()).abs().argmax())
+        low, high = (1 - matrix.interval()[:, :count][~torch.eye(count, dtype=torch.bool)][worst]).flip(0).tolist()
+        own, other = pc(error.diagonal().mean()), pc(others.mean())
+        ranges = f"{pc(others.min())} to {pc(others.max())} | {pc(low)} to {pc(high)}"
+        lines.append(f"| {eps} | {own} | {other} | {ranges} | {pc(matrix.error[:, count].mean())} |")
     return (
         "## Do adversarial images transfer between all pairs?\n\n"
-        f"Networks trained on images alone, FGS {EPS}: an image made for one network fools that network in "
-        f"{pc(error.diagonal().mean())} of the cases, and another one in {pc(others.mean())} (the pairs range from "
-        f"{pc(others.min())} to {pc(others.max())}; clean error {pc(1 - matrix.clean[:count].mean())}; "
-        f"the 95 % interval of one pair's accuracy is {pc(low)} to {pc(high)}). {answer} "
-        f"The mixture trained against the attack is fooled by {pc(matrix.error[:, count].mean())} of them.\n\n"
+        f"Networks trained on images alone ({pc(1 - matrix.clean[:count].mean())} clean error), and the error on "
+        "images made for one of them: its own, another network's (mean, range over the pairs, 95 % interval of the "
+        "pair furthest from the mean), and that of the mixture trained against the attack.\n\n"
+        "| FGS | the network itself | another one | all pairs | interval | the mixture |\n"
+        "|---:|---:|---:|---:|---:|---:|\n"
+        + "\n".join(lines)
+        + f"\n\nWith {WEAK}, each network on the images made for each (*: the mixture):\n\n"
         "![Error of every network on the images made for every other](transfer.png)\n"
     )
 
@@ -152,7 +158,7 @@ def majority(setting: Setting, mixtures: dict[str, sp.StackedEnsemble]) -> str:
         "| mixture | | clean | " + " | ".join(f"FGS {eps:g}" for eps in BUDGETS) + " |",
         "|---|---|" + "---:|" * (1 + len(BUDGETS)),
     ]
-    curves: dict[str, Any] = {}
+    curves: dict[str, tuple[list[float], list[float]]] = {}
     for name, mixture in mixtures.items():
         rows: dict[str, list[str]] = {"mean probabilities": [], "majority": [], "a member": []}
         for eps in (0.0, *BUDGETS):
@@ -166,12 +172,8 @@ def majority(setting: Setting, mixtures: dict[str, sp.StackedEnsemble]) -> str:
             ):
                 rows[row].append(pc((found.label == setting.sample.labels).double().mean()))
             rows["a member"].append(pc(right.double().mean()))
-            if eps == EPS:
-                found = analysis.votes(logits)
-                correct = found.label == setting.sample.labels
-                for how, value in (("confidence", found.confidence), ("divergence", -found.divergence)):
-                    curve = analysis.accuracy_coverage(value, correct)
-                    curves[f"{name[:13]}: {how}"] = (curve.coverage.tolist(), curve.accuracy.tolist())
+            if eps == EPS and mixture is [*mixtures.values()][-1]:
+                curves = coverage(logits, setting.sample.labels)
         lines += [f"| {name} | {row} | {' | '.join(cells)} |" for row, cells in rows.items()]
     save(
         setting,
@@ -179,9 +181,20 @@ def majority(setting: Setting, mixtures: dict[str, sp.StackedEnsemble]) -> str:
         figures.curves(figures.LIGHT, curves, x="share answered", y="right", shares=True, whole=False),
     )
     return "\n".join(
-        [*lines, "", f"If the least confident are not answered (FGS {EPS}):", "",
-         "![Accuracy of the majority by the share of images that it answers](coverage.png)", ""]
+        [*lines, "", f"If the mixture trained against the attack leaves out what it is least sure of (FGS {EPS}), by "
+         "its probability, or by the divergence of its members' probabilities:", "",
+         "![Accuracy by the share of images that are answered](coverage.png)", ""]
     )  # fmt: skip
+
+
+def coverage(logits: Tensor, labels: Tensor) -> dict[str, tuple[list[float], list[float]]]:
+    """Accuracy against the share answered, from a twentieth on, before which single images decide."""
+    found, curves = analysis.votes(logits, "probs"), {}
+    for name, value in (("probability", found.confidence), ("divergence", -found.divergence)):
+        curve = analysis.accuracy_coverage(value, found.label == labels)
+        shares = [step / 40 for step in range(2, 41)]
+        curves[name] = (shares, [curve.at(share) for share in shares])
+    return curves
 
 
 def weights(setting: Setting) -> str:
@@ -190,7 +203,7 @@ def weights(setting: Setting) -> str:
         mixture = trained(setting, f"reg-{reg:g}", reg=reg)
         history = load_file(setting.out / "networks" / f"reg-{reg:g}-weights.safetensors")["weights"]
         steps = list(range(0, len(history), max(1, len(history) // 60)))
-        series[f"largest, reg {reg:g}"] = (steps, history[steps].amax(1).tolist())
+        series[f"reg {reg:g}"] = (steps, history[steps].amax(1).tolist())
         last = history[-1]
         effective = float((-torch.special.xlogy(last, last).sum()).exp())
         images = moved(setting, mixture, EPS)
@@ -198,7 +211,7 @@ def weights(setting: Setting) -> str:
             f"| {reg:g} | {float(last.min()):.3f} | {float(last.max()):.3f} | {effective:.1f} | "
             f"{pc(accuracy(setting, mixture, setting.sample.images))} | {pc(accuracy(setting, mixture, images))} |"
         )
-    save(setting, "weights", figures.curves(figures.LIGHT, series, x="step", y="weight"))
+    save(setting, "weights", figures.curves(figures.LIGHT, series, x="step", y="largest weight"))
     heads = f"| reg | smallest | largest | members that count | clean | FGS {EPS} |"
     table = [heads, "|---:|---:|---:|---:|---:|---:|", *lines]
     return (
