@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner, Result
 
+import mortal
 import sparring as sp
 from sparring.cli import app
 from sparring.networks import build
@@ -171,38 +172,11 @@ def _events(run: Path) -> EventAccumulator:
     return EventAccumulator(str(run / "tensorboard"), {"scalars": 0, "histograms": 0, "images": 0}).Reload()
 
 
-# A network that kills its process at the n-th forward pass within a function, as the file `kill` beside it asks.
-MORTAL = """
-import os, signal, sys
-from pathlib import Path
-from torch import nn
-
-class Mortal(nn.Module):
-    def __init__(self, outputs):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, outputs)
-        )
-        kill = Path(__file__).with_name("kill")
-        self.place, count = kill.read_text().split() if kill.exists() else ("nowhere", 0)
-        self.left = int(count)
-
-    def forward(self, images):
-        frame = sys._getframe()
-        while frame and frame.f_code.co_name != self.place:
-            frame = frame.f_back
-        self.left -= frame is not None
-        if frame and self.left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return self.layers(images)
-"""
-
-
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_killed_and_resumed_run_equals_the_whole_one(tmp_path: Path) -> None:
     """Killed in training after pretraining, and in the snapshot between a record and its checkpoint."""
     source, kill = tmp_path / "nets.py", tmp_path / "kill"
-    source.write_text(MORTAL)
+    shutil.copy(mortal.__file__, source)
     options = [*TINY, "--model", f"{source}:Mortal"]
     whole = mixture(tmp_path, "whole", *options)
     path, arguments = tmp_path / "killed", ["mixture", *options, "--runs-dir", str(tmp_path), "--name", "killed"]

@@ -49,7 +49,7 @@ SPARRING_FN void run_row(Team team, const PackBits<Real>& a, int64_t row, int64_
   team.each((n + 63) / 64, [=](int64_t w) {
     uint64_t word = 0;
     if (w < whole)
-      for (int byte = 0; byte < 8; ++byte) word |= bits_of_bytes(answers + 64 * w + 8 * byte) << (8 * byte);
+      for (int64_t byte = 0; byte < 8; ++byte) word |= bits_of_bytes(answers + 64 * w + 8 * byte) << (8 * byte);
     else
       for (int64_t e = 64 * w; e < n; ++e) word |= uint64_t(answers[e]) << (e - 64 * w);
     bits[w] = word;
