@@ -16,6 +16,8 @@ _ONEDNN = bool(backends.mkldnn.is_available()) and all(  # type: ignore[no-untyp
 # should not depend on it.
 _OUTPUTS, _WEIGHTS = 129, 2**16
 
+_KEPT = 2**18
+
 _BATCH = 128  # that packed weights are laid out for; others are served as well
 
 
@@ -64,6 +66,11 @@ def _pays(weight: Tensor) -> bool:
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
     product: Tensor = ops.mkldnn._linear_pointwise(x, weight, bias, "relu" if relu else "none", [], "")
     return product
+
+
+def small_enough_to_keep(weight: Tensor) -> bool:
+    """Whether a float32 weight should have a `Bfloat16`: both copies of a larger one would not stay in the caches."""
+    return weight.dtype is float32 and weight.numel() <= _KEPT
 
 
 class Bfloat16:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparring.gradients import kernels
-from sparring.gradients.products import Bfloat16, linear
+from sparring.gradients.products import Bfloat16, linear, small_enough_to_keep
 
 aten = torch.ops.aten
 
@@ -125,7 +125,7 @@ class Linear:
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int | None, Tensor, Tensor | None]]:
         need(x, 2, None, "a linear layer")
-        if self.keeps_bfloat16 and x.dtype is torch.bfloat16 and self.weight().dtype is torch.float32:
+        if x.dtype is torch.bfloat16 and self.keeps_bfloat16 and small_enough_to_keep(self.weight()):
             return self._in_bfloat16(x)
         weight, bias, features = as_dtype(self.weight(), x), as_dtype(self.bias(), x), x.shape[-1]
         if self.activation is None:
