@@ -140,6 +140,15 @@ def test_training_is_that_of_every_member(kind: str) -> None:
             torch.testing.assert_close(tensor, model.state_dict()[name], rtol=1e-6, atol=1e-9)
 
 
+def test_member_has_the_dtype_that_the_stack_was_given() -> None:
+    stack = sp.StackedEnsemble([model.float() for model in members("normalised")]).double()
+    member = stack.member(1)
+    assert {tensor.dtype for tensor in member.state_dict().values()} == {torch.float64, torch.int64}
+    torch.testing.assert_close(member(X), stack.member_logits(X)[1])
+    member[0].weight.data.zero_()  # type: ignore[index, union-attr]
+    assert bool(stack.get_parameter("net.0.weight")[1].any())  # a copy
+
+
 def test_gradient_follows_weights_that_change() -> None:
     stack = sp.StackedEnsemble(members("mlp"))
     before = sp.input_grad(stack, X, LABELS).grad

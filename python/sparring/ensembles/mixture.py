@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -14,7 +15,7 @@ COMBINES = ("probs", "logits", "loss", "vote")
 DOUBTS = ("confidence", "disagreement", "divergence")
 
 
-class Mixture(nn.Module):
+class Mixture(nn.Module, ABC):
     """Members whose answers are mixed; `Ensemble` and `StackedEnsemble` say how the members are kept.
 
     Parameters
@@ -62,13 +63,13 @@ class Mixture(nn.Module):
             label = label.where(value >= limit if name == "confidence" else value <= limit, -1)
         return label
 
+    @abstractmethod
     def member_logits(self, x: Tensor) -> Tensor:
         """Logits of each member, (M, B, K)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def member(self, index: int) -> nn.Module:
         """Member `index` as a module of its own."""
-        raise NotImplementedError
 
     def extra_repr(self) -> str:
         return f"combine={self.combine!r}"

@@ -112,10 +112,11 @@ class StackedEnsemble(Mixture):
             raise IndexError(f"index is {index}; there are {len(self)} members")
         self._adopt_modes()
         stacked = dict(tensors_of(self.net))
-        member = copy.deepcopy(self._one[0]).to(self.weights.device)
-        with torch.no_grad():
-            for name, tensor in tensors_of(member):
-                tensor.copy_(stacked[name][index])
+        member = copy.deepcopy(self._one[0])
+        for name, tensor in tensors_of(member):
+            tensor.data = (
+                stacked[name][index].detach().clone()
+            )  # of the stack's dtype and device, whatever it began with
         return member
 
     def member_grads(self, x: Tensor, labels: Tensor, loss: Loss = "ce") -> Tensor:

@@ -16,7 +16,7 @@ _ONEDNN = bool(backends.mkldnn.is_available()) and all(  # type: ignore[no-untyp
 # should not depend on it.
 _OUTPUTS, _WEIGHTS = 129, 2**16
 
-_KEPT = 2**18
+_KEPT = 2**18  # weights of a layer
 
 _BATCH = 128  # that packed weights are laid out for; others are served as well
 
