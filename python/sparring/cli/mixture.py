@@ -10,7 +10,8 @@ from rich.console import Console
 
 from sparring.cli import _common as common
 from sparring.cli import _mixture
-from sparring.cli.retraining import DATA, RUN, TRAINING
+from sparring.cli import _options as options
+from sparring.cli._options import DATA, RUN, TRAINING
 
 MIXTURE, ATTACK = "Mixture", "Attack"
 
@@ -48,19 +49,9 @@ def mixture(
     name: Annotated[
         str | None, typer.Option(help="Name of the run; by default <data>-mixture-<number>.", rich_help_panel=RUN)
     ] = None,
-    runs_dir: Annotated[Path, typer.Option(help="Folder that holds the runs.", rich_help_panel=RUN)] = Path("runs"),
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Go on with the run --name, by default with the last one, from its last checkpoint. Ends with the "
-            "same bits as without the interruption.",
-            rich_help_panel=RUN,
-        ),
-    ] = False,
-    seed: Annotated[
-        int | None, typer.Option(help="All randomness follows from it. [dim]default: 0[/dim]", rich_help_panel=RUN)
-    ] = None,
+    runs_dir: options.RunsDir = Path("runs"),
+    resume: options.Resume = False,
+    seed: options.RunSeed = None,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -69,9 +60,7 @@ def mixture(
             rich_help_panel=RUN,
         ),
     ] = None,
-    device: Annotated[
-        str, typer.Option(help="Where to work, such as cpu or cuda; it has to be there.", rich_help_panel=RUN)
-    ] = "cpu",
+    device: options.Device = "cpu",
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -82,20 +71,9 @@ def mixture(
             show_default=False,
         ),
     ] = None,
-    data: Annotated[
-        str,
-        typer.Option(metavar="digits|mnist|mnist-non-sparse|cifar10", help="Real images.", rich_help_panel=DATA),
-    ] = "digits",
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder with the data's files, which CIFAR-10 needs; by default MNIST is downloaded.",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
-    real_images: Annotated[
-        int | None, typer.Option(help="Training images to use; 0: all.", rich_help_panel=DATA)
-    ] = None,
+    data: options.Data = "digits",
+    data_dir: options.DataDir = None,
+    real_images: options.RealImages = None,
     model: Annotated[
         str,
         typer.Option(

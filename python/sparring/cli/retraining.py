@@ -10,9 +10,11 @@ from rich.console import Console
 from typer.core import TyperCommand
 
 from sparring.cli import _common as common
+from sparring.cli import _options as options
 from sparring.cli import _retraining
+from sparring.cli._options import DATA, RUN, TRAINING
 
-RUN, DATA, ATTACK, TRAINING, METRICS = "Run", "Data and network", "Attack", "Training", "Metrics"
+ATTACK, METRICS = "Attack", "Metrics"
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -65,19 +67,9 @@ def retrain(
     name: Annotated[
         str | None, typer.Option(help="Name of the run; by default <data>-<number>.", rich_help_panel=RUN)
     ] = None,
-    runs_dir: Annotated[Path, typer.Option(help="Folder that holds the runs.", rich_help_panel=RUN)] = Path("runs"),
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Go on with the run --name, by default with the last one, from its last checkpoint. Ends with the "
-            "same bits as without the interruption.",
-            rich_help_panel=RUN,
-        ),
-    ] = False,
-    seed: Annotated[
-        int | None, typer.Option(help="All randomness follows from it. [dim]default: 0[/dim]", rich_help_panel=RUN)
-    ] = None,
+    runs_dir: options.RunsDir = Path("runs"),
+    resume: options.Resume = False,
+    seed: options.RunSeed = None,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -86,23 +78,10 @@ def retrain(
             rich_help_panel=RUN,
         ),
     ] = None,
-    device: Annotated[
-        str, typer.Option(help="Where to work, such as cpu or cuda; it has to be there.", rich_help_panel=RUN)
-    ] = "cpu",
-    data: Annotated[
-        str,
-        typer.Option(metavar="digits|mnist|mnist-non-sparse|cifar10", help="Real images.", rich_help_panel=DATA),
-    ] = "digits",
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder with the data's files, which CIFAR-10 needs; by default MNIST is downloaded.",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
-    real_images: Annotated[
-        int | None, typer.Option(help="Training images to use; 0: all.", rich_help_panel=DATA)
-    ] = None,
+    device: options.Device = "cpu",
+    data: options.Data = "digits",
+    data_dir: options.DataDir = None,
+    real_images: options.RealImages = None,
     model: Annotated[
         str | None,
         typer.Option(
