@@ -75,4 +75,5 @@ PYBIND11_MODULE(_core, m) {
   m.def("isa", [] { return std::string(sparring::name(sparring::active_isa())); });
   sparring::bind_ops(m);
   sparring::bind_gradients(m);
+  sparring::bind_lipschitz(m);
 }

@@ -10,4 +10,7 @@ void bind_ops(pybind11::module_& m);
 /// What gradients are made of, likewise: python/sparring/gradients/kernels/.
 void bind_gradients(pybind11::module_& m);
 
+/// What certified norms are made of: python/sparring/lipschitz/kernels.py.
+void bind_lipschitz(pybind11::module_& m);
+
 }  // namespace sparring

@@ -8,4 +8,5 @@ PYBIND11_MODULE(_simt, m) {
   m.def("set_lane_order", [](uint64_t seed) { simt::seed = seed; });
   sparring::bind_ops(m);
   sparring::bind_gradients(m);
+  sparring::bind_lipschitz(m);
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/isa.h"
+#include "ops/absolute_sums.h"
 #include "ops/activation_backward.h"
 #include "ops/agreement_counts.h"
 #include "ops/bias_activation.h"
@@ -10,15 +11,19 @@
 #include "ops/l1_step.h"
 #include "ops/loss_grad.h"
 #include "ops/pairwise_cosine.h"
+#include "ops/positive_definite.h"
 #include "ops/project_l1_box.h"
 #include "ops/recovery_step.h"
 #include "ops/relu_pool.h"
+#include "ops/symmetric_symbol.h"
+#include "ops/top_eigenpair.h"
 
 // An op adds one line here, and one at the end of its .cpp and .cu.
 #define SPARRING_FOR_EACH_OP(declare)                                                                                             \
   declare(ProjectL1Box) declare(L1Step) declare(RecoveryStep) declare(BiasActivation) declare(ActivationBackward)                 \
       declare(LossGrad) declare(ReluPool) declare(ReluPoolBackward) declare(Col2im) declare(DenseNetwork) declare(PairwiseCosine) \
-          declare(PackBits) declare(AgreementCounts)
+          declare(PackBits) declare(AgreementCounts) declare(SymmetricSymbol) declare(AbsoluteSums) declare(TopEigenpair)         \
+              declare(PositiveDefinite)
 
 #if defined(SPARRING_X86_LEVELS)
 #define SPARRING_DECLARE_LEVELS(Op)            \

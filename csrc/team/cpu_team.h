@@ -8,12 +8,17 @@
 #include "team/few.h"
 #include "team/results.h"
 #include "team/short_row.h"
+#include "team/strip.h"
 
 namespace sparring::SPARRING_ISA_NAMESPACE {
 
 struct CpuTeam {
   static constexpr bool copies = true;
   using Short = ShortRow<16>;  // for rows that are worth copying into a buffer
+
+  /// What one of the parts of split() works on at once.
+  template <class Real, int vectors>
+  using Strip = VectorStrip<Real, vectors>;
 
   // Sums run in blocks: within one in the functor's own type, over all of them in double.
   static constexpr int64_t kBlock = 4096;

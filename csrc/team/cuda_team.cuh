@@ -77,8 +77,38 @@ struct BlockTeam {
   }
 };
 
+/// A number for each lane of a warp; the members mean what they mean in strip.h.
+template <class Real>
+struct LaneStrip {
+  static constexpr int width = kWarp;
+
+  Real number;
+
+  static __device__ __forceinline__ int lane() { return int(threadIdx.x % kWarp); }
+  static __device__ __forceinline__ LaneStrip load(const Real* from) { return {from[lane()]}; }
+  static __device__ __forceinline__ LaneStrip load(const Real* from, int64_t count) {
+    return {lane() < count ? from[lane()] : Real(0)};
+  }
+  static __device__ __forceinline__ void store_one(Real* to, int64_t at, Real value) {
+    if (lane() == at) to[at] = value;
+  }
+  __device__ __forceinline__ void store(Real* to) const { to[lane()] = number; }
+  __device__ __forceinline__ void store(Real* to, int64_t count) const {
+    if (lane() < count) to[lane()] = number;
+  }
+  __device__ __forceinline__ void add_to_one(int64_t at, Real value) {
+    if (lane() == at) number += value;
+  }
+  __device__ __forceinline__ void add_product(LaneStrip strip, Real factor) { number += strip.number * factor; }
+  __device__ __forceinline__ void subtract_product(LaneStrip strip, Real factor) { number -= strip.number * factor; }
+  __device__ __forceinline__ void scale(Real factor) { number *= factor; }
+};
+
 template <class Lanes>
 struct CudaTeam : Lanes {
+  template <class Real, int>
+  using Strip = LaneStrip<Real>;
+
   static constexpr bool copies = false;
   struct Short {
     static constexpr int length = 0;  // no buffers here

@@ -248,3 +248,63 @@ def pack_bits(
 def agreement_counts(
     is_double: bool, device: int, stream: int, threads: int, members: int, words: int, bits: int, counts: int, /
 ) -> None: ...
+def symmetric_symbol(
+    is_double: bool,
+    device: int,
+    stream: int,
+    threads: int,
+    frequencies: int,
+    size: int,
+    lags: int,
+    lines: int,
+    lag: int,
+    twiddle: int,
+    out: int,
+    /,
+) -> None: ...
+def absolute_sums(
+    is_double: bool,
+    device: int,
+    stream: int,
+    threads: int,
+    rows: int,
+    n: int,
+    matrix: int,
+    stride: int,
+    sums: int,
+    squares: int,
+    /,
+) -> None: ...
+def top_eigenpair(
+    is_double: bool,
+    device: int,
+    stream: int,
+    threads: int,
+    count: int,
+    size: int,
+    matrices: int,
+    start: int,
+    start_stride: int,
+    steps: int,
+    tolerance: float,
+    vector: int,
+    value: int,
+    residual: int,
+    steps_taken: int,
+    scratch: int,
+    /,
+) -> None: ...
+def positive_definite(
+    is_double: bool,
+    device: int,
+    stream: int,
+    threads: int,
+    count: int,
+    size: int,
+    matrices: int,
+    shift: int,
+    definite: int,
+    scratch: int,
+    scratch_stride: int,
+    /,
+) -> None: ...

@@ -1,0 +1,5 @@
+#include "ops/symmetric_symbol.h"
+
+#include "team/launch_cpu.h"
+
+SPARRING_CPU_ENTRIES(SymmetricSymbol)

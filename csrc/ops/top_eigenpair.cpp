@@ -1,0 +1,5 @@
+#include "ops/top_eigenpair.h"
+
+#include "team/launch_cpu.h"
+
+SPARRING_CPU_ENTRIES(TopEigenpair)
