@@ -1,0 +1,119 @@
+"""The path norm: against the sum over paths by its definition."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sparring as sp
+from sparring.lipschitz.path_norm import path_norm
+
+
+def drawn(model: nn.Module, seed: int = 0) -> nn.Module:
+    generator = torch.Generator().manual_seed(seed)
+    model = model.double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return model
+
+
+def matrix(layer: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """The layer without its bias, as a matrix."""
+    basis = torch.eye(torch.Size(shape).numel(), dtype=torch.float64).view(-1, *shape)
+    return (layer(basis) - layer(torch.zeros_like(basis[:1]))).flatten(1).T
+
+
+def over_paths(matrices: list[Tensor]) -> float:
+    """By definition: one unit of each layer in every combination."""
+    sizes = [matrices[0].shape[1], *(len(one) for one in matrices)]
+    total = 0.0
+    for path in itertools.product(*map(range, sizes)):
+        product = 1.0
+        for one, (source, target) in zip(matrices, itertools.pairwise(path), strict=True):
+            product *= one[target, source].item() ** 2
+        total += product
+    return total**0.5
+
+
+def test_dense() -> None:
+    model = drawn(sp.networks.mlp((4, 3, 5, 2)))
+    right = over_paths([model.get_parameter(f"linear{i}.weight") for i in (1, 2, 3)])
+    assert path_norm(model).item() == pytest.approx(right, rel=1e-12)
+    assert path_norm(model, (1, 2, 2)).item() == pytest.approx(right, rel=1e-12)
+
+
+def test_convolutions() -> None:
+    model = drawn(
+        nn.Sequential(
+            nn.Dropout(),
+            nn.Sequential(nn.Conv2d(2, 2, 3, padding=1, groups=2), nn.ReLU()),
+            nn.ConvTranspose2d(2, 1, 2, stride=2),
+            nn.Flatten(),
+            nn.Linear(16, 2),
+        )
+    )
+    matrices = [matrix(model[1][0], (2, 2, 2)), matrix(model[2], (2, 2, 2)), model[4].weight]
+    assert path_norm(model, (2, 2, 2)).item() == pytest.approx(over_paths(matrices), rel=1e-12)
+    with pytest.raises(ValueError, match=r"input_shape must be given, for 1\.0 is a convolution"):
+        path_norm(model)
+
+
+def test_with_pooling_it_is_the_largest_over_what_windows_pass_on() -> None:
+    model = drawn(nn.Sequential(nn.Conv1d(1, 2, 3, padding=1), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(4, 2)))
+    first, last = matrix(model[0], (1, 4)), model[3].weight
+    choices = []
+    for passed in itertools.product((0, 1), repeat=4):  # of the windows {0, 1}, {2, 3} of two channels
+        rows = [2 * window + offset for window, offset in enumerate(passed)]
+        choices.append(over_paths([first[rows], last]))
+    assert path_norm(model, (1, 4)).item() == pytest.approx(max(choices), rel=1e-12)
+    before = nn.Sequential(nn.MaxPool1d(2), nn.Conv1d(1, 1, 2), nn.Flatten())
+    assert path_norm(before, (1, 4)).item() == pytest.approx(before[1].weight.norm().item(), rel=1e-5)
+
+
+def test_it_does_not_change_when_units_are_rescaled() -> None:
+    model = drawn(sp.networks.mlp((4, 3, 2)))
+    norm = path_norm(model)
+    with torch.no_grad():
+        model.get_parameter("linear1.weight")[1] *= 7
+        model.get_parameter("linear2.weight")[:, 1] /= 7
+    torch.testing.assert_close(path_norm(model), norm)
+
+
+def test_derivatives() -> None:
+    """Of two layers of one unit: |v| |w|, so the sign of v times |w|; and 0 where all is 0."""
+    model = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1))
+    nn.init.constant_(model[0].weight, -3)
+    nn.init.constant_(model[2].weight, 2)
+    first, last = torch.autograd.grad(path_norm(model), [model[0].weight, model[2].weight])
+    assert (first.item(), last.item()) == (pytest.approx(-2), pytest.approx(3))
+    nn.init.zeros_(model[0].weight)
+    first, last = torch.autograd.grad(path_norm(model), [model[0].weight, model[2].weight])
+    assert first.item() == last.item() == 0
+
+
+@pytest.mark.parametrize("convolutional", [False, True])
+def test_of_an_ensemble_it_is_the_sum(convolutional: bool) -> None:
+    def make() -> nn.Module:
+        if not convolutional:
+            return sp.networks.mlp((6, 4, 2))
+        return nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.MaxPool2d((1, 2)), nn.Flatten(), nn.Linear(2, 2))
+
+    models = [drawn(make(), seed) for seed in range(3)]
+    shape = (1, 2, 3) if convolutional else None
+    right = torch.stack([path_norm(model, shape) for model in models]).sum()
+    torch.testing.assert_close(path_norm(sp.StackedEnsemble(models), shape), right)
+    torch.testing.assert_close(path_norm(sp.Ensemble(copy.deepcopy(models)), shape), right)
+
+
+def test_what_it_knows_nothing_of_is_named() -> None:
+    with pytest.raises(ValueError, match=r"model has 1 \(Sigmoid\), of which the path norm knows nothing; accepted: "):
+        path_norm(nn.Sequential(nn.Linear(2, 2), nn.Sigmoid()))
+    with pytest.raises(ValueError, match=r"model has a module \(ResNet18\)"):
+        path_norm(sp.networks.ResNet18((1, 4, 4), 2, 4), (1, 4, 4))
+    with pytest.raises(ValueError, match="no chain: its linear layer 1 is given 3 dimensions, not 1"):
+        path_norm(nn.Sequential(nn.Conv2d(1, 1, 1), nn.Linear(2, 2)), (1, 2, 2))
