@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 import sparring as sp
 from sparring import networks
@@ -26,6 +26,10 @@ def images() -> Dataset:
     pictures = 0.3 * torch.rand(50, 1, 4, 4, generator=generator, dtype=torch.float64)
     pictures[torch.arange(50), 0, labels] += 0.5
     return Dataset("rows", "train", pictures, labels, K)
+
+
+def squares(model: nn.Module) -> Tensor:
+    return 0.01 * torch.stack([(parameter**2).sum() for parameter in model.parameters()]).sum()
 
 
 def train(how: str, folder: Path | None) -> dict[str, object]:
@@ -50,11 +54,11 @@ def train(how: str, folder: Path | None) -> dict[str, object]:
             if first:
                 run = Run.create(folder, "run", {}) if epochs == 1 else Run.open(folder / "run")
                 with run:
-                    result = fit_mixture(mixture, images(), images(), changed, run=run)
+                    result = fit_mixture(mixture, images(), images(), changed, regularizer=squares, run=run)
             else:
-                result = fit_mixture(mixture, images(), images(), changed)
+                result = fit_mixture(mixture, images(), images(), changed, regularizer=squares)
     else:
-        result = fit_mixture(mixture, images(), images(), config)
+        result = fit_mixture(mixture, images(), images(), config, regularizer=squares)
     assert result.weights is not None
     weight: Tensor = own.get_parameter("net.linear1.weight").detach()
     return {"history": result.history, "weights": result.weights[-1].tolist(), "last": weight[-1].tolist()}

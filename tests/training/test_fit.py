@@ -14,6 +14,8 @@ from torch.nn import functional as F
 import sparring as sp
 from sparring import attacks, networks
 from sparring.data import Dataset
+from sparring.lipschitz.penalties import penalty
+from sparring.lipschitz.projection import project_
 from sparring.runs import Run
 from sparring.training import FitConfig, fit, fit_adversarial, fit_mixture
 from sparring.training.fit import members_loss, mixture_loss
@@ -239,15 +241,63 @@ def test_nothing_global_is_touched(images: Dataset) -> None:
     assert not first.model.training
 
 
-def test_a_regularizer_is_part_of_the_loss(images: Dataset) -> None:
-    def norm(model: nn.Module) -> Tensor:
-        return 10 * sum((parameter**2).sum() for parameter in model.parameters())  # type: ignore[return-value]
+@pytest.mark.parametrize("updates", ["joint", "independent"])
+def test_a_regularizer_is_part_of_the_loss(images: Dataset, updates: Any) -> None:
+    """Once a step, whatever the batch size: one step of plain descent, by hand, of a mixture's stacked parameters."""
 
-    sizes = []
-    for regularizer in (None, norm):
-        result = fit_adversarial(mixture(), images, images, QUICK.replace(lr=0.01), regularizer=regularizer)
-        sizes.append(sum(float((parameter.detach() ** 2).sum()) for parameter in result.model.parameters()))
-    assert sizes[1] < 0.6 * sizes[0]
+    def norm(model: nn.Module) -> Tensor:
+        return 0.1 * torch.stack([(parameter**2).sum() for parameter in model.parameters()]).sum()
+
+    config = QUICK.replace(epochs=1, batch_size=48, lr=0.1, attack="none", updates=updates, weights_lr=0.0)
+    plain, changed, start = mixture(), mixture(), mixture()
+    without = fit_mixture(plain, images, images, config)
+    result = fit_mixture(changed, images, images, config, regularizer=norm)
+    for one, other, before in zip(plain.parameters(), changed.parameters(), start.parameters(), strict=True):
+        torch.testing.assert_close(other, one - 0.1 * 0.2 * before)
+    assert result.history[-1]["train/regularizer"] == pytest.approx(norm(start).item())
+    assert result.history[-1]["train/loss"] == pytest.approx(without.history[-1]["train/loss"])
+    assert "train/regularizer" not in without.history[-1]
+
+
+def test_a_penalty_lowers_the_bound_and_is_resumed_to_the_same_bits(images: Dataset) -> None:
+    config = QUICK.replace(epochs=3, optimizer="adam", lr=0.01, attack="none")
+
+    def trained(run: Any = None, weight: float = 0.2) -> Any:
+        model = mixture()
+        return fit_mixture(model, images, images, config, regularizer=penalty(model, weight=weight), run=run)
+
+    whole = trained()
+    first, _, last = (record.get("train/regularizer") for record in whole.history[1:])
+    assert last < first
+    norms = [penalty(result.model).estimates()["net.linear1"] for result in (whole, trained(weight=0.0))]
+    assert (norms[0] < 0.9 * norms[1]).all()
+    for records in (1, 2, 3):
+        run = Journal(records)
+        with pytest.raises(KeyboardInterrupt):
+            trained(run)
+        run.left = -1
+        resumed = trained(run)
+        assert resumed.history == whole.history
+        for name, tensor in whole.model.state_dict().items():
+            assert torch.equal(resumed.model.state_dict()[name], tensor)
+
+
+def test_after_each_step_weights_may_be_changed(images: Dataset) -> None:
+    model, steps = mixture(count=1).member(0), list[float]()
+
+    def held(model: nn.Module) -> None:
+        steps.append(max(project_(model, 0.3).values()))
+
+    result = fit(model, images, images, QUICK.replace(epochs=2, optimizer="adam"), after_step=held)
+    assert len(steps) == 2 * 3
+    assert max(steps) <= 0.3
+    assert max(value.item() for value in penalty(result.model).estimates().values()) <= 0.3
+
+    def spoil(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return x + torch.nan
+
+    stopped = fit_adversarial(model, images, images, QUICK, attack=spoil, after_step=held)
+    assert stopped.stopped == "the loss was not finite in epoch 1; the model is that of epoch 0"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, distributed, nn
@@ -31,6 +31,17 @@ FORMAT = "sparring fit 1"
 
 PlainAttack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """From a model, images (B, C, H, W) and labels (B,) to images that fool it."""
+
+Regularizer = Callable[[nn.Module], Tensor]
+"""From a model to a term of its loss."""
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """What changes from step to step, and goes into a checkpoint."""
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,7 @@ class _State:
 
     learner: Learner
     weights: _Weights | None = None
+    regularizer: Regularizer | None = None
     stopped: str = ""
 
 
@@ -93,7 +105,8 @@ def fit_adversarial(
     config: FitConfig | None = None,
     *,
     attack: PlainAttack | None = None,
-    regularizer: Callable[[nn.Module], Tensor] | None = None,
+    regularizer: Regularizer | None = None,
+    after_step: Callable[[nn.Module], object] | None = None,
     run: Journal | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_record: Callable[[Record], None] | None = None,
@@ -112,7 +125,12 @@ def fit_adversarial(
     attack
         Another attack than the configuration names, with everything that it needs bound to it.
     regularizer
-        Added to the loss of every batch: a function of the model.
+        A function of the model, such as `sparring.lipschitz.penalty` gives, added to the loss of every batch. That loss
+        is a mean over examples, so the term weighs the same whatever the batch size; there are fewer steps with larger
+        ones. If it has `state_dict` and `load_state_dict` (tensors by name), checkpoints hold its state.
+    after_step
+        Called with the model after every step of the optimiser, to change weights in place, for instance
+        ``lambda model: sparring.lipschitz.project_(model, 2.0)``.
     run
         Where records and checkpoints go; if it holds a checkpoint, training continues there, and on the CPU with the
         same number of threads ends with the same bits as if it had never stopped.
@@ -136,8 +154,8 @@ def fit_adversarial(
         If `run` holds a checkpoint of another version.
     """
     config = config if config is not None else FitConfig()
-    state = _State(_learner(model, config))
-    return _fit(state, train, test, config, attack, regularizer, run, on_progress, on_record)
+    state = _State(_learner(model, config), regularizer=regularizer)
+    return _fit(state, train, test, config, attack, after_step, run, on_progress, on_record)
 
 
 def fit_mixture(
@@ -147,7 +165,8 @@ def fit_mixture(
     config: FitConfig | None = None,
     *,
     attack: PlainAttack | None = None,
-    regularizer: Callable[[nn.Module], Tensor] | None = None,
+    regularizer: Regularizer | None = None,
+    after_step: Callable[[nn.Module], object] | None = None,
     run: Journal | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_record: Callable[[Record], None] | None = None,
@@ -163,8 +182,8 @@ def fit_mixture(
     mixture
         A `sparring.StackedEnsemble` or `sparring.Ensemble`, trained in place, whose weights, none of them 0, training
         begins with.
-    train, test, config, attack, regularizer, run, on_progress, on_record
-        As for `fit_adversarial`.
+    train, test, config, attack, regularizer, after_step, run, on_progress, on_record
+        As for `fit_adversarial`; regularizer and after_step are functions of the mixture.
 
     Returns
     -------
@@ -176,8 +195,8 @@ def fit_mixture(
         raise TypeError(f"mixture must be a StackedEnsemble or an Ensemble, not a {type(mixture).__name__}")
     if not bool((mixture.weights > 0).all()):
         raise ValueError("mixture has a weight of 0, which softmax never gives: begin with positive weights")
-    state = _State(_learner(mixture, config), _Weights.of(mixture, config))
-    return _fit(state, train, test, config, attack, regularizer, run, on_progress, on_record)
+    state = _State(_learner(mixture, config), _Weights.of(mixture, config), regularizer)
+    return _fit(state, train, test, config, attack, after_step, run, on_progress, on_record)
 
 
 def named_attack(config: FitConfig) -> PlainAttack | None:
@@ -203,7 +222,7 @@ def _fit(
     test: Dataset,
     config: FitConfig,
     attack: PlainAttack | None,
-    regularizer: Callable[[nn.Module], Tensor] | None,
+    after_step: Callable[[nn.Module], object] | None,
     run: Journal | None,
     on_progress: Callable[[Progress], None] | None,
     on_record: Callable[[Record], None] | None,
@@ -236,7 +255,7 @@ def _fit(
         log("start", epoch_metrics(learner.model, test, config))
     while learner.epoch < config.epochs and not state.stopped:
         good = _pack(state)
-        losses = _epoch(state, train, config, attack, regularizer, progress)
+        losses = _epoch(state, train, config, attack, after_step, progress)
         if losses is None:
             epoch = learner.epoch + 1
             _unpack(state, *good)
@@ -255,18 +274,19 @@ def _epoch(
     train: Dataset,
     config: FitConfig,
     attack: PlainAttack | None,
-    regularizer: Callable[[nn.Module], Tensor] | None,
+    after_step: Callable[[nn.Module], object] | None,
     on_fraction: Callable[[float], None],
 ) -> Metrics | None:
     """Train for an epoch; the mean losses, or None if one was not finite."""
     model, optimizer, epoch = state.learner.model, state.learner.optimizer, state.learner.epoch
+    regularizer = state.regularizer
     by_examples = world()[1] > 1 and not isinstance(model, MemberParallel)
     processes = world()[1] if by_examples else 1  # whose terms are summed
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, epoch, config.epochs)
     device = train.images.device
     count = math.ceil(len(train) / config.batch_size)
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    sums = torch.zeros(3, dtype=torch.float64, device=device)  # real, attacked, regularizer
     seen = 0
     model.train()
     with torch.enable_grad(), global_stream(config.seed, "dropout", epoch, device=device):
@@ -282,7 +302,9 @@ def _epoch(
             share = loss.new_tensor([config.alpha, 1 - config.alpha] if attack is not None else [1.0])
             total = (share * loss).sum()
             if regularizer is not None:
-                total = total + regularizer(model) / processes
+                term = regularizer(model) / processes
+                total = total + term
+                sums[2] += term.detach() * of_batch
             if state.weights is not None and config.reg:
                 total = total + config.reg * -state.weights.logits.log_softmax(0).mean() / processes
             optimizer.zero_grad()
@@ -298,14 +320,23 @@ def _epoch(
                 state.weights.note()
             sums[: len(loss)] += loss.detach() * of_batch
             seen += of_batch
-            looks = i % 50 == 49 or i + 1 == count  # not every time: on a device this waits
+            looks = after_step is not None or i % 50 == 49 or i + 1 == count  # not every time: on a device this waits
             if looks and not _everywhere(sums.isfinite().all() & total.isfinite()):
                 return None
+            if after_step is not None:
+                after_step(model)
             on_fraction((i + 1) / count)
     if by_examples:
         distributed.all_reduce(sums)
+    elif world()[1] > 1:
+        distributed.all_reduce(sums[2:])  # the term is that of a process's own members
     means = (sums / seen).tolist()
-    return {"train/loss": means[0], **({"train/loss_attacked": means[1]} if attack is not None else {})}
+    named = {
+        "train/loss": True,
+        "train/loss_attacked": attack is not None,
+        "train/regularizer": regularizer is not None,
+    }
+    return {name: mean for (name, there), mean in zip(named.items(), means, strict=True) if there}
 
 
 def _everywhere(condition: Tensor) -> bool:
@@ -349,6 +380,8 @@ def _pack(state: _State) -> tuple[Tensors, Json]:
         tensors["weights/history"] = torch.stack(state.weights.history)
         for name, value in state.weights.optimizer.state_dict()["state"].get(0, {}).items():
             tensors[f"weights optimizer/{name}"] = value
+    if isinstance(state.regularizer, Resumable):
+        tensors |= {f"regularizer/{name}": value for name, value in state.regularizer.state_dict().items()}
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}, json
 
 
@@ -358,6 +391,8 @@ def _unpack(state: _State, tensors: Tensors, json: Json) -> None:
     of = prefixed(tensors)
     unpack_learner(state.learner, "", of, json["learner"])
     state.stopped = json["stopped"]
+    if isinstance(state.regularizer, Resumable):
+        state.regularizer.load_state_dict(of.get("regularizer", {}))
     if state.weights is not None:
         weights, optimizer = state.weights, state.weights.optimizer
         with torch.no_grad():
