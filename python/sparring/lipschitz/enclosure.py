@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from sparring.lipschitz import rounding
+
 
 @dataclass(frozen=True)
 class Enclosure:
@@ -38,3 +40,24 @@ class Enclosure:
 
     def __str__(self) -> str:
         return f"[{self.lower:.9g}, {self.upper:.9g}] by {self.method}{'' if self.certified else ', not certified'}"
+
+
+def larger(one: Enclosure, other: Enclosure) -> Enclosure:
+    """Of the larger of two norms."""
+    by = one if one.upper >= other.upper else other
+    return Enclosure(max(one.lower, other.lower), by.upper, by.method, one.certified and other.certified)
+
+
+def unscaled(enclosure: Enclosure, exponent: int) -> Enclosure:
+    """Of a matrix that `rounding.scaled` multiplied by ``2**-exponent``, the enclosure before that.
+
+    What was lost of small entries, and what the last additions rounded, is allowed for.
+    """
+    slack = 2.0**-52 * enclosure.upper
+    lower = max(0.0, enclosure.lower - slack)
+    return Enclosure(
+        rounding.times_power(lower, exponent, 0.0),
+        rounding.times_power(rounding.up(enclosure.upper + slack), exponent, math.inf) if enclosure.upper > 0 else 0.0,
+        enclosure.method,
+        enclosure.certified,
+    )

@@ -1,0 +1,144 @@
+"""The spectral norm of a convolution, enclosed: at its stride, padding, dilation, groups and input size."""
+
+from __future__ import annotations
+
+import math
+from math import prod
+
+import torch
+from torch import Tensor
+
+from sparring.lipschitz import banded, dense, lanczos, rounding
+from sparring.lipschitz.enclosure import Enclosure, larger, unscaled
+from sparring.lipschitz.frequencies import Symbol, Taps, polyphase, shifts
+from sparring.lipschitz.geometry import Geometry, magnitude_norm
+
+_SMALL = 768, 2**22
+"""Up to this short side and number of entries the operator is made into a matrix: exact, and as fast as anything."""
+
+_AFFORDABLE = 2.5e11
+"""Multiplications that tightening one group may take; about ten seconds of one core."""
+
+_SHIFTED = 300
+"""Up to so many points, a grid is also tried shifted."""
+
+
+def enclose(weight: Tensor, shape: Geometry, groups: int, *, method: str, tol: float, certified: bool) -> Enclosure:
+    """Enclosure of the norm of a convolution, ``weight`` (O, I / groups, *kernel): the largest of its groups' norms."""
+    wide, exponent = rounding.scaled(shape.used(weight))
+    if not bool(wide.any()):
+        return Enclosure(0.0, 0.0, "zero", certified)
+    best: Enclosure | None = None
+    for part in wide.chunk(groups):
+        if best is not None and magnitude_norm(shape, part) <= best.lower:
+            continue  # this group cannot be the largest
+        one = _enclose_group(part, shape, method, tol, certified)
+        best = one if best is None else larger(best, one)
+    assert best is not None
+    return unscaled(best, exponent)
+
+
+def enclose_any_size(weight: Tensor, groups: int, *, tol: float, certified: bool) -> Enclosure:
+    """Enclosure of the supremum over all sizes of the norm at stride 1, which no stride and no zero padding exceeds.
+
+    For every vector the Gram matrix's quadratic form is a trigonometric polynomial, so its maximum is at most
+    1 / cos(pi degree / points) times that over a grid, in each dimension (Ehlich & Zeller 1964). Dilation changes
+    nothing.
+    """
+    wide, exponent = rounding.scaled(weight)
+    if not bool(wide.any()):
+        return Enclosure(0.0, 0.0, "zero", certified)
+    dims = weight.ndim - 2
+    best: Enclosure | None = None
+    for part in wide.chunk(groups):
+        taps = polyphase(part, (1,) * dims, (0,) * dims, (1,) * dims)
+        grid = tuple(max(1, 32 * (k - 1)) for k in weight.shape[2:])
+        between = prod(math.cos(math.pi / 32) if q > 1 else 1.0 for q in grid)
+        found = Symbol(taps).largest(grid, (0.0,) * dims, tol=0.1 * tol)
+        one = Enclosure(
+            rounding.down(math.sqrt(found.lower)),
+            rounding.up(math.sqrt(found.upper / between * (1 + 2.0**-50))),
+            "frequencies, any size",
+            True,
+        )
+        best = one if best is None else larger(best, one)
+    assert best is not None
+    return unscaled(best, exponent)
+
+
+def _enclose_group(weight: Tensor, shape: Geometry, method: str, tol: float, certified: bool) -> Enclosure:
+    outputs, inputs = weight.shape[:2]
+    sides = outputs * prod(shape.out), inputs * prod(shape.size)
+    small = min(sides) <= _SMALL[0] and prod(sides) <= _SMALL[1]
+    if method == "dense" or (method == "auto" and small):
+        matrix, error = shape.matrix(weight)
+        return dense.enclose(matrix, tol=tol, certified=certified, entry_error=error)
+    exact = shape.padding_mode == "circular" and all(n % s == 0 for n, s in zip(shape.size, shape.stride, strict=True))
+    if method == "banded":
+        if shape.padding_mode != "zeros":
+            raise ValueError(f"method 'banded' is for padding with zeros; padding_mode is {shape.padding_mode!r}")
+        return _banded(weight, shape, tol, _lower(weight, shape, tol))
+    taps = polyphase(weight, shape.stride, shape.before if exact else _embedded(shape), shape.dilation)
+    symbol = Symbol(taps)
+    if exact:
+        grid = tuple(n // s for n, s in zip(shape.size, shape.stride, strict=True))
+        found = symbol.largest(grid, (0.0,) * shape.dims, tol=0.1 * tol)
+        if shape.out == grid:
+            upper = rounding.up(math.sqrt(rounding.up(found.upper)))
+            return Enclosure(rounding.down(math.sqrt(found.lower)), upper, "frequencies", True)
+        # Outputs beyond a period repeat; if there are fewer, they are some of them.
+        repeats = prod(-(-o // q) for o, q in zip(shape.out, grid, strict=True))
+        upper = rounding.up(math.sqrt(rounding.up(found.upper * repeats)))
+    else:
+        grid = _grid(shape, taps)
+        offsets = list(shifts(grid)) if prod(grid) <= _SHIFTED else [(0.0,) * shape.dims]
+        square = min(symbol.largest(grid, offset, tol=0.1 * tol).upper for offset in offsets)
+        upper = rounding.up(math.sqrt(rounding.up(square * shape.copies() * (1 + 2.0**-50))))
+    upper = min(upper, magnitude_norm(shape, weight))
+    lower = _lower(weight, shape, tol)
+    embedded = Enclosure(lower, max(lower, upper), "frequencies of a larger grid", True)
+    affordable = shape.padding_mode == "zeros" and banded.cost(weight, shape) <= _AFFORDABLE
+    return _banded(weight, shape, tol, lower) if method == "auto" and embedded.gap > tol and affordable else embedded
+
+
+def _embedded(shape: Geometry) -> tuple[int, ...]:
+    """The padding of the operator that is embedded: zeros are part of it, anything else is part of its input."""
+    return shape.before if shape.padding_mode == "zeros" else (0,) * shape.dims
+
+
+def _grid(shape: Geometry, taps: Taps) -> tuple[int, ...]:
+    """The least grid on which no tap, wrapped around, reaches an input that an output does not read already."""
+    low, high = taps.extent
+    padded = list(shape.size)
+    if shape.padding_mode != "zeros":
+        padded = [n + b + a for n, b, a in zip(shape.size, shape.before, shape.after, strict=True)]
+    lengths = [-(-n // s) for n, s in zip(padded, shape.stride, strict=True)]
+    return tuple(max(1, o + h, n - b) for o, h, n, b in zip(shape.out, high, lengths, low, strict=True))
+
+
+def _lower(weight: Tensor, shape: Geometry, tol: float) -> float:
+    """A number that the norm is not below: how much longer one vector gets, found by the Lanczos method in float32."""
+    narrow = weight.to(torch.float32)
+    size = (1, weight.shape[1], *shape.size)
+
+    def squared(v: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = v.view(size).requires_grad_()
+            y = shape.apply(narrow, x)
+            return torch.autograd.grad(y, x, y.detach())[0].view(-1)
+
+    start = lanczos.start_vector(prod(size), narrow)
+    found = lanczos.largest(squared, start, tol=max(tol, 1e-7), steps=100)
+    vector = found.vector.to(torch.float64).view(size)
+    image = shape.apply(weight, vector)
+    operations = weight[0].numel() + 2
+    magnitudes = math.sqrt(rounding.squares(shape.apply(weight.abs(), vector.abs())))
+    lost = rounding.gamma(operations) * magnitudes * (1 + 2.0**-20)
+    length = float(torch.linalg.vector_norm(image)) * (1 - rounding.gamma(image.numel() + 4))
+    norm = float(torch.linalg.vector_norm(vector)) * (1 + rounding.gamma(vector.numel() + 4))
+    return rounding.down(rounding.down(length - lost) / norm)
+
+
+def _banded(weight: Tensor, shape: Geometry, tol: float, lower: float) -> Enclosure:
+    upper = banded.proven_upper(weight, shape, lower, tol)
+    return Enclosure(lower, max(lower, upper), "banded Cholesky", True)
