@@ -61,7 +61,7 @@ def _signature(model: nn.Module) -> Any:
 
 
 def _plan(model: nn.Module) -> _Plan:
-    reasons = _obstacles(model)
+    reasons = obstacles(model)
     if reasons:
         return None, reasons
     if type(model) in layers.MODULES:
@@ -74,7 +74,7 @@ def _plan(model: nn.Module) -> _Plan:
     return (None, [graph]) if isinstance(graph, str) else _Chain(model).follow(graph)
 
 
-def _obstacles(model: nn.Module) -> list[str]:
+def obstacles(model: nn.Module) -> list[str]:
     """What makes a call of a module more than its forward."""
     if any(getattr(torch_module, f"_global{name}") for name in _HOOKS[:2]):
         return ["global module hooks"]
@@ -148,7 +148,7 @@ def lowered_with(model: nn.Module, tensors_of: Callable[[str, nn.Module], Any], 
 
     `tensors_of` a module of `model`, and its name, is something with its attributes and the other tensors.
     """
-    reasons = _obstacles(model)
+    reasons = obstacles(model)
     if reasons:
         return Lowered(call, None, reasons)
     if type(model) in layers.MODULES:

@@ -1,0 +1,159 @@
+"""Lipschitz bounds of a network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from sparring.lipschitz.dense_chains import DenseChain, behind, dense_chains, is_dense, operand
+from sparring.lipschitz.empirical import empirical_lower_bound
+from sparring.lipschitz.gains.gain import Gain, product
+from sparring.lipschitz.gains.weighted import shape_text
+from sparring.lipschitz.graph import Graph
+from sparring.lipschitz.report import LayerBound, LipschitzReport
+from sparring.lipschitz.spectral import spectral_norm
+
+_PRODUCT = "product of the layers' bounds"
+
+_WEIGHTS_ALONE = (
+    "Of the weights alone: a matrix is a dense layer, other weights are convolutions of any stride and image, padded "
+    "with zeros or around the edge. The product is a bound of a network in which they follow each other, with nothing "
+    "between them but layers of constant 1, such as ReLU and max-pooling of disjoint windows."
+)
+
+
+def layer_bounds(
+    model: nn.Module | Mapping[str, Tensor],
+    input_shape: Sequence[int] | None = None,
+    *,
+    tol: float = 1e-6,
+    certified: bool = True,
+    chains: bool = True,
+    data: Tensor | None = None,
+) -> LipschitzReport:
+    """Bound the Lipschitz constant of each layer of a network, and of the whole, in the Euclidean norm.
+
+    The network is understood as the function of one example that its stored parameters define in exact arithmetic, in
+    the mode that it is in. Its forward is traced by ``torch.fx``. Bounds are rounded upwards throughout; what has no
+    bound is named in ``.refused``, and the bound of the whole is then infinite.
+
+    Parameters
+    ----------
+    model : nn.Module or mapping of str to Tensor
+        A network, which is copied and not touched; or a state dict, of whose weights alone the report is then: see its
+        ``.note``.
+    input_shape : sequence of int, optional
+        Of one example, channels first, such as (3, 224, 224). Needed for a network.
+    tol : float
+        How close the ends of each layer's enclosure should come; see `spectral_norm`.
+    certified : bool
+        False leaves proofs out: upper ends are then estimates.
+    chains : bool
+        Whether to bound dense layers that follow each other together as well; see `sparring.lipschitz.chain_bound`.
+    data : Tensor, optional
+        Inputs (N, ...); ``.lower`` is then their `empirical_lower_bound`.
+
+    Returns
+    -------
+    LipschitzReport
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as described, or the model cannot be copied.
+
+    Notes
+    -----
+    A layer that normalises by the batch (batch normalisation in training mode) is refused, as are attention, products
+    of two activations, whatever jumps, and every function that is not known. ``docs/lipschitz.md`` lists what is known.
+    """
+    if isinstance(model, Mapping):
+        if data is not None:
+            raise ValueError("data are for a network; a state dict alone has no Jacobian")
+        return _of_weights(model, tol, certified)
+    if input_shape is None:
+        raise ValueError("input_shape is needed for a network: the shape of one example, such as (3, 224, 224)")
+    shape = tuple(int(size) for size in input_shape)
+    if not shape or min(shape) < 1:
+        raise ValueError(f"input_shape must be positive numbers, such as (3, 224, 224); got {tuple(input_shape)}")
+    graph = Graph(model, shape, tol=tol, certified=certified)
+    lower = None if data is None else empirical_lower_bound(model, data)
+    refused = tuple(graph.refused)
+    if graph.output is None:
+        try:
+            weights = _of_weights(model.state_dict(), tol, certified).layers
+        except ValueError:
+            weights = ()
+        return LipschitzReport(weights, math.inf, math.inf, _PRODUCT, certified, refused, lower)
+    whole = math.inf if refused else graph.bounds()[graph.output]
+    report = LipschitzReport(_layers(graph), whole, whole, _PRODUCT, certified, refused, lower)
+    if refused:
+        return report
+    if chains:
+        report = _with_chains(report, graph)
+    return _with_head(report, graph, chains)
+
+
+def _layers(graph: Graph) -> tuple[LayerBound, ...]:
+    bounds, found = graph.bounds(), []
+    for node, step in graph.steps.items():
+        if node is graph.output or step.join is None:
+            continue
+        method, gain = step.join.method, step.gain
+        if gain is None:
+            found.append(LayerBound(step.name, step.kind, "", None, None, method, True, bounds[node]))
+        else:
+            ends, certified = (gain.lower, gain.upper), gain.certified
+            found.append(LayerBound(step.name, step.kind, gain.shape, *ends, method, certified, bounds[node]))
+    return tuple(found)
+
+
+def _with_chains(report: LipschitzReport, graph: Graph) -> LipschitzReport:
+    end = cast(fx.Node, graph.output)
+    found = dense_chains(graph, end)
+    shorter = _bounds(graph, found)[end]
+    if shorter >= report.upper:
+        return report
+    spans = ", ".join(f"{graph.steps[c.nodes[0]].name} to {graph.steps[c.nodes[-1]].name}" for c in found)
+    return replace(report, upper=shorter, method=f"LipSDP of {spans}")
+
+
+def _with_head(report: LipschitzReport, graph: Graph, chains: bool) -> LipschitzReport:
+    """With the last layer's weight, and the bound of what it is given."""
+    last, _ = behind(graph, cast(fx.Node, graph.output), activations=False)
+    if not is_dense(graph, last):
+        return report
+    source = operand(graph, last)
+    bound = _bounds(graph, dense_chains(graph, source) if chains else [])[source]
+    weight = cast(Tensor, cast(Gain, graph.steps[last].gain).matrix)
+    return replace(report, features=bound, head=weight.to(torch.float64))
+
+
+def _bounds(graph: Graph, chains: Sequence[DenseChain]) -> dict[fx.Node, float]:
+    return graph.bounds({chain.nodes[-1]: (chain.start, chain.bound()) for chain in chains})
+
+
+def _of_weights(state: Mapping[str, Tensor], tol: float, certified: bool) -> LipschitzReport:
+    """Each weight as a layer by itself."""
+    layers, refused, whole = [], [], 1.0
+    for name, weight in state.items():
+        if not isinstance(weight, Tensor) or not 2 <= weight.ndim <= 5 or "weight" not in name.rpartition(".")[2]:
+            continue
+        kind = "dense" if weight.ndim == 2 else f"conv{weight.ndim - 2}d"
+        try:
+            norm = spectral_norm(weight, kind, tol=tol, certified=certified)
+        except (TypeError, ValueError) as why:
+            refused.append((name, str(why)))
+            continue
+        whole = product(whole, norm.upper)
+        text = shape_text(weight.shape, kind)
+        layers.append(LayerBound(name, kind, text, norm.lower, norm.upper, norm.method, norm.certified, None))
+    if not layers and not refused:
+        raise ValueError("model is a state dict without a weight of two to five dimensions")
+    whole = math.inf if refused else whole
+    return LipschitzReport(tuple(layers), whole, whole, _PRODUCT, certified, tuple(refused), note=_WEIGHTS_ALONE)

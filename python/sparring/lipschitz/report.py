@@ -1,0 +1,132 @@
+"""What is known of the Lipschitz constant of a network, layer by layer, and as a table."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from sparring._text import aligned, plural
+
+_HEAD = ("layer", "kind", "shape", "method", "lower", "upper", "up to here")
+
+
+@dataclass(frozen=True)
+class LayerBound:
+    """The Lipschitz constant of a layer, and the bound of the network from the input up to and with it.
+
+    Attributes
+    ----------
+    name, kind : str
+        Of a module its name and class; of other operations where they stand, and the function.
+    shape : str
+        Inputs first, outputs last: "9216×4096", "3×11×11×96 stride 4 at 224×224".
+    lower, upper : float or None
+        Between which the layer's constant lies. None: nothing is known of that end, or the layer is where branches
+        come together and has no constant of its own.
+    method : str
+        How the upper end was found.
+    certified : bool
+        Whether the upper end is proven.
+    bound : float or None
+        The network's bound up to here, by the product of constants; None where the layers' order is not known.
+    """
+
+    name: str
+    kind: str
+    shape: str
+    lower: float | None
+    upper: float | None
+    method: str
+    certified: bool
+    bound: float | None
+
+
+@dataclass(frozen=True)
+class LipschitzReport:
+    """Bounds of a network in the Euclidean norm: ``|f(x) - f(y)| <= upper |x - y|`` for single examples x and y.
+
+    Attributes
+    ----------
+    layers : tuple of LayerBound
+        In the order of the forward pass.
+    product : float
+        The bound by multiplying constants along chains, adding them where branches add up, and taking the root of the
+        sum of squares where they are put side by side; inf if something is refused.
+    upper : float
+        The smallest bound known: `product`, or, where dense layers follow each other, the one by a chain of them.
+    method : str
+        How `upper` was found.
+    certified : bool
+        Whether all upper ends are proven. If not, bounds are estimates.
+    refused : tuple of (str, str)
+        What has no bound, and why.
+    lower : float or None
+        What the constant is at least: the largest norm of a Jacobian over given inputs; None without.
+    features : float or None
+        The bound of what the last layer is given, where that is dense and gives the output.
+    head : Tensor or None
+        The weight of that layer, float64 (out, in).
+    note : str
+        What the bounds take for granted, where the network itself is not known.
+    """
+
+    layers: tuple[LayerBound, ...]
+    product: float
+    upper: float
+    method: str
+    certified: bool
+    refused: tuple[tuple[str, str], ...] = ()
+    lower: float | None = None
+    features: float | None = None
+    head: Tensor | None = field(default=None, repr=False, compare=False)
+    note: str = ""
+
+    @property
+    def gap(self) -> float | None:
+        """How far `upper` is above `lower`, as a share of it: ``upper / lower - 1``; None without a lower bound."""
+        if self.lower is None:
+            return None
+        return self.upper / self.lower - 1 if self.lower > 0 else math.inf
+
+    def rows(self) -> list[dict[str, str | float | bool | None]]:
+        """A dictionary for each layer, for a file."""
+        names = ("name", "kind", "shape", "lower", "upper", "bound", "method", "certified")
+        return [{name: getattr(layer, name) for name in names} for layer in self.layers]
+
+    def table(self) -> str:
+        """Layers with a constant other than 1, the bounds of the whole, and what is refused, as aligned text."""
+        shown = [layer for layer in self.layers if layer.shape or layer.upper != 1]
+        lines = [
+            (layer.name, layer.kind, layer.shape, layer.method + ("" if layer.certified else " (estimate)"),
+             _text(layer.lower), _text(layer.upper), _text(layer.bound))
+            for layer in shown
+        ]  # fmt: skip
+        parts = [aligned(_HEAD, lines, left=4)]
+        plain = sorted({layer.kind for layer in self.layers if layer not in shown})
+        if plain:
+            count = len(self.layers) - len(shown)
+            parts.append(f"and {count} {plural('layer', count)} of constant 1: {', '.join(plain)}")
+        parts += ["", *self._summary()]
+        if self.refused:
+            parts += ["", "Refused, so that there is no bound of the whole:"]
+            parts += [f"  {name}: {reason}" for name, reason in self.refused]
+        return "\n".join(parts)
+
+    def _summary(self) -> list[str]:
+        values = [("product of the layers' bounds", _text(self.product))]
+        if self.upper < self.product:
+            values.append((f"tighter: {self.method}", _text(self.upper)))
+        if self.lower is not None and self.gap is not None:
+            values.append(("largest Jacobian found", _text(self.lower)))
+            values.append(("bound / largest Jacobian", _text(1 + self.gap)))
+        width = max(len(name) for name, _ in values)
+        lines = [f"{name.ljust(width)}  {value}" for name, value in values]
+        if not self.certified:
+            lines.append("upper ends are estimates, not proven")
+        return lines + ([self.note] if self.note else [])
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
