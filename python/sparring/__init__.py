@@ -45,6 +45,7 @@ _SUBMODULES = (
     "gradients",
     "info",
     "library",
+    "lipschitz",
     "losses",
     "networks",
     "reference",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import sparring as sp
-from sparring.lipschitz.path_norm import path_norm
+from sparring.lipschitz import path_norm
 
 
 def drawn(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import sparring as sp
+from sparring.lipschitz import penalty
 from sparring.lipschitz.operators import GRID, LayerMap, layer_maps
-from sparring.lipschitz.penalties import Kind, penalty
+from sparring.lipschitz.penalties import Kind
 
 
 def seeded(seed: int = 0) -> torch.Generator:

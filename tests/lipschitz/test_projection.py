@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 import sparring as sp
-from sparring.lipschitz.projection import project_
-from sparring.lipschitz.spectral import spectral_norm
+from sparring.lipschitz import project_, spectral_norm
 
 
 def network(dtype: torch.dtype = torch.float32) -> nn.Sequential:

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 import sparring as sp
 from sparring import attacks, networks
 from sparring.data import Dataset
-from sparring.lipschitz.penalties import penalty
-from sparring.lipschitz.projection import project_
+from sparring.lipschitz import penalty, project_
 from sparring.runs import Run
 from sparring.training import FitConfig, fit, fit_adversarial, fit_mixture
 from sparring.training.fit import members_loss, mixture_loss
+from sparring.training.streams import stream
 
 M, K = 4, 3
 QUICK = FitConfig(
@@ -280,6 +280,19 @@ def test_a_penalty_lowers_the_bound_and_is_resumed_to_the_same_bits(images: Data
         assert resumed.history == whole.history
         for name, tensor in whole.model.state_dict().items():
             assert torch.equal(resumed.model.state_dict()[name], tensor)
+
+
+def test_a_penalty_by_the_settings(images: Dataset) -> None:
+    config = QUICK.replace(epochs=2, attack="none", lipschitz=0.2)
+    model = mixture()
+    by_hand = penalty(model, (1, 4, 4), weight=0.2, generator=stream(config.seed, "penalty"))
+    given = fit_mixture(model, images, images, config.replace(lipschitz=0.0), regularizer=by_hand)
+    named = fit_mixture(mixture(), images, images, config)
+    assert named.history == given.history
+    with pytest.raises(ValueError, match=r"regularizer must be None where config\.lipschitz is not 0"):
+        fit_mixture(mixture(), images, images, config, regularizer=by_hand)
+    with pytest.raises(ValueError, match=r"lipschitz is -1\.0"):
+        FitConfig(lipschitz=-1.0)
 
 
 def test_after_each_step_weights_may_be_changed(images: Dataset) -> None:

@@ -89,12 +89,13 @@ def _options(layer: LayerMap, *, sized: bool) -> dict[str, Any]:
     module: Any = layer.module
     if layer.kind == "dense":
         return {"kind": "dense"}
-    options = {"kind": layer.kind, "stride": module.stride, "dilation": module.dilation, "groups": module.groups}
+    options = {"kind": layer.kind, "dilation": module.dilation, "groups": module.groups}
     mode = getattr(module, "padding_mode", "zeros")
     if not sized:
         if mode != "zeros":
             raise ValueError(f"input_shape must be given, for {layer.name} has padding_mode {mode!r}")
-        return options
+        return options  # bounded for every stride, padding and size
     if layer.kind.startswith("conv_transpose"):
         options["output_padding"] = module.output_padding
-    return {**options, "input_shape": layer.shape[1:], "padding": module.padding, "padding_mode": mode}
+    options |= {"stride": module.stride, "padding": module.padding, "padding_mode": mode}
+    return {**options, "input_shape": layer.shape[1:]}

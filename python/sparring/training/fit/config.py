@@ -39,6 +39,8 @@ class FitConfig:
     reg : ``reg * mean(-log w)`` is added to the loss of the weights w of a mixture; the larger, the more uniform they
         become. With 0 nothing keeps a weight from vanishing.
     weights_lr : learning rate of the weights' logits, by Adam; 0 leaves the weights as they are.
+    lipschitz : this times the logarithm of the product of the layers' norms is added to the loss, of a mixture for each
+        member; see `sparring.lipschitz.penalty`.
     test_eps : budgets of the fast gradient sign method that the model is tested with after every epoch.
     real_images, eval_images : how many training images are used, and how many test images the tests are on; 0: all.
     seed : every random number follows from it.
@@ -60,6 +62,7 @@ class FitConfig:
     updates: Updates = "joint"
     reg: float = 0.0
     weights_lr: float = 0.01
+    lipschitz: float = 0.0
     test_eps: tuple[float, ...] = TEST_EPS
     real_images: int = 0
     eval_images: int = 1000
@@ -81,7 +84,7 @@ class FitConfig:
         ranges = {
             "eps": (0.0, math.inf), "alpha": (0.0, 1.0), "lr": positive, "weight_decay": (0.0, math.inf),
             "lr_decay": (1e-12, 1.0), "label_smoothing": (0.0, 0.999), "reg": (0.0, math.inf),
-            "weights_lr": (0.0, math.inf),
+            "weights_lr": (0.0, math.inf), "lipschitz": (0.0, math.inf),
         }  # fmt: skip
         for name, (low, high) in ranges.items():
             check_range(name, getattr(self, name), low, high)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
@@ -23,6 +23,7 @@ from sparring.training.fit.config import FitConfig
 from sparring.training.fit.losses import members_loss, mixture_loss
 from sparring.training.fit.measure import epoch_metrics, unmasked
 from sparring.training.fit.parallel import MemberParallel, from_first, part_of, sum_gradients, world
+from sparring.training.fit.regularizers import Regularizer, Resumable, regularizer_of
 from sparring.training.loop import Journal, Record
 from sparring.training.state import Json, Tensors, pack_learner, prefixed, unpack_learner
 from sparring.training.streams import global_stream, stream
@@ -31,17 +32,6 @@ FORMAT = "sparring fit 1"
 
 PlainAttack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """From a model, images (B, C, H, W) and labels (B,) to images that fool it."""
-
-Regularizer = Callable[[nn.Module], Tensor]
-"""From a model to a term of its loss."""
-
-
-@runtime_checkable
-class Resumable(Protocol):
-    """What changes from step to step, and goes into a checkpoint."""
-
-    def state_dict(self) -> dict[str, Tensor]: ...
-    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -127,7 +117,8 @@ def fit_adversarial(
     regularizer
         A function of the model, such as `sparring.lipschitz.penalty` gives, added to the loss of every batch. That loss
         is a mean over examples, so the term weighs the same whatever the batch size; there are fewer steps with larger
-        ones. If it has `state_dict` and `load_state_dict` (tensors by name), checkpoints hold its state.
+        ones. If it has `state_dict` and `load_state_dict` (tensors by name), checkpoints hold its state. None: the
+        penalty that `config.lipschitz` asks for, if it does.
     after_step
         Called with the model after every step of the optimiser, to change weights in place, for instance
         ``lambda model: sparring.lipschitz.project_(model, 2.0)``.
@@ -154,7 +145,7 @@ def fit_adversarial(
         If `run` holds a checkpoint of another version.
     """
     config = config if config is not None else FitConfig()
-    state = _State(_learner(model, config), regularizer=regularizer)
+    state = _State(_learner(model, config), regularizer=regularizer_of(model, train, config, regularizer))
     return _fit(state, train, test, config, attack, after_step, run, on_progress, on_record)
 
 
@@ -195,6 +186,7 @@ def fit_mixture(
         raise TypeError(f"mixture must be a StackedEnsemble or an Ensemble, not a {type(mixture).__name__}")
     if not bool((mixture.weights > 0).all()):
         raise ValueError("mixture has a weight of 0, which softmax never gives: begin with positive weights")
+    regularizer = regularizer_of(mixture, train, config, regularizer)
     state = _State(_learner(mixture, config), _Weights.of(mixture, config), regularizer)
     return _fit(state, train, test, config, attack, after_step, run, on_progress, on_record)
 
