@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ _SHAPE_METHODS = (
     "new_full",
     "get_device",
 )
+_LIKE = ("view_as", "reshape_as", "expand_as", "type_as")  # of their second argument
 _SHAPE_ATTRIBUTES = ("shape", "ndim", "dtype", "device", "is_cuda")
 _SHAPE_FUNCTIONS = (torch.zeros_like, torch.ones_like, torch.full_like, torch.numel, torch.is_floating_point)
 
@@ -49,8 +51,6 @@ class Step:
     ----------
     name, kind
         Of the layer, and of the operation.
-    shape
-        What the step's constant depends on, as text.
     join
         What the result depends on, and how its bound follows from theirs; None if the step is refused.
     gain
@@ -94,7 +94,8 @@ class Graph:
         device, dtype = device_and_dtype(root)
         x = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         x = x.to(device, dtype)
-        with torch.inference_mode(False), torch.no_grad(), generators_kept():
+        with torch.inference_mode(False), torch.no_grad(), generators_kept(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are about the user's model, which is only tried out here
             try:
                 self._graph = _Tracer().trace(root, concrete_args=_defaults(root))
             except Exception as why:  # forward is the user's code, and met proxies in place of tensors
@@ -184,6 +185,8 @@ class Graph:
         try:
             self._check_in_place(node, changed)
             join, gain = self._rule(node)
+            if not all(tensor.is_floating_point() for tensor in _tensors(self._values[node])):
+                raise Refused("gives whole numbers, so it jumps")
         except Refused as why:
             self._refuse(node, name, kind, str(why))
             return
@@ -245,8 +248,6 @@ class Graph:
 
     def _rule(self, node: fx.Node) -> tuple[Join, Gain | None]:
         """How the bound of a node follows from its operands'."""
-        if not all(tensor.is_floating_point() for tensor in _tensors(self._values[node])):
-            raise Refused("gives whole numbers, so it jumps")
         positional, named = [*node.args], dict(node.kwargs)
         if node.op == "call_module":
             name, attributes = layers.module_operation(self._module(node))
@@ -256,7 +257,8 @@ class Graph:
         if name in JOINS:
             return self._joined(node, name), None
         source = positional.pop(0) if positional else named.pop("input", None)
-        if not isinstance(source, fx.Node) or any(n in self._active for n in _nodes((positional, named))):
+        others = [] if name in _LIKE else _nodes((positional, named))
+        if not isinstance(source, fx.Node) or any(n in self._active for n in others):
             raise Refused("takes another argument than the first that depends on the input")
         if node.op == "call_module":
             if (positional or named) and not name.startswith("conv_transpose"):  # which takes the output's size
@@ -268,7 +270,7 @@ class Graph:
             options, settings = map_arg((tuple(positional), named), lambda n: self._values[n])
             gain = self._gain(node, name, source, options, settings)
         elif name == "getitem":
-            gain = exactly(1.0, "copies")
+            gain = exactly(1.0, "one of several")
         else:
             raise Refused("is given several tensors")
         return Join(((Branch(self._values[source], source), gain.upper),), total, gain.method), gain

@@ -43,8 +43,6 @@ class Gain:
         Whether the upper end is proven.
     shape
         Of the weight, or whatever else the constant depends on.
-    note
-        What else there is to say.
     slopes
         Of an activation.
     matrix
@@ -56,7 +54,6 @@ class Gain:
     method: str
     certified: bool = True
     shape: str = ""
-    note: str = ""
     slopes: Slopes | None = None
     matrix: Tensor | None = field(default=None, repr=False)
     error: float = 0.0
