@@ -19,6 +19,9 @@ _SMALL = 768, 2**22
 _AFFORDABLE = 2.5e11
 """Multiplications that tightening one group may take; about ten seconds of one core."""
 
+_NEAR = 1e-4
+"""How near the lower end is brought to the norm where the upper one is not near either."""
+
 _SHIFTED = 300
 """Up to so many points, a grid is also tried shifted."""
 
@@ -73,32 +76,40 @@ def _enclose_group(weight: Tensor, shape: Geometry, method: str, tol: float, cer
     if method == "dense" or (method == "auto" and small):
         matrix, error = shape.matrix(weight)
         return dense.enclose(matrix, tol=tol, certified=certified, entry_error=error)
-    exact = shape.padding_mode == "circular" and all(n % s == 0 for n, s in zip(shape.size, shape.stride, strict=True))
-    if method == "banded":
-        if shape.padding_mode != "zeros":
-            raise ValueError(f"method 'banded' is for padding with zeros; padding_mode is {shape.padding_mode!r}")
-        return _banded(weight, shape, tol, _lower(weight, shape, tol))
-    taps = polyphase(weight, shape.stride, shape.before if exact else _embedded(shape), shape.dilation)
-    symbol = Symbol(taps)
-    if exact:
-        grid = tuple(n // s for n, s in zip(shape.size, shape.stride, strict=True))
-        found = symbol.largest(grid, (0.0,) * shape.dims, tol=0.1 * tol)
-        if shape.out == grid:
+    zeros = shape.padding_mode == "zeros"
+    if method == "banded" and not zeros:
+        raise ValueError(f"method 'banded' is for padding with zeros; padding_mode is {shape.padding_mode!r}")
+    pointwise = max(weight.shape[2:]) == 1
+    affordable = zeros and not pointwise and banded.cost(weight, shape) <= _AFFORDABLE
+    if method == "banded" or (method == "auto" and affordable):
+        lower = _lower(weight, shape, 0.1 * tol)
+        return Enclosure(lower, banded.proven_upper(weight, shape, lower, tol), "banded Cholesky", True)
+    return _by_frequencies(weight, shape, tol)
+
+
+def _by_frequencies(weight: Tensor, shape: Geometry, tol: float) -> Enclosure:
+    if shape.padding_mode == "circular" and all(n % s == 0 for n, s in zip(shape.size, shape.stride, strict=True)):
+        taps = polyphase(weight, shape.stride, shape.before, shape.dilation)
+        period = tuple(n // s for n, s in zip(shape.size, shape.stride, strict=True))
+        found = Symbol(taps).largest(_thinned(period, taps), (0.0,) * shape.dims, tol=0.1 * tol)
+        if shape.out == period:
             upper = rounding.up(math.sqrt(rounding.up(found.upper)))
             return Enclosure(rounding.down(math.sqrt(found.lower)), upper, "frequencies", True)
         # Outputs beyond a period repeat; if there are fewer, they are some of them.
-        repeats = prod(-(-o // q) for o, q in zip(shape.out, grid, strict=True))
-        upper = rounding.up(math.sqrt(rounding.up(found.upper * repeats)))
+        square = found.upper * prod(-(-o // q) for o, q in zip(shape.out, period, strict=True))
     else:
-        grid = _grid(shape, taps)
-        offsets = list(shifts(grid)) if prod(grid) <= _SHIFTED else [(0.0,) * shape.dims]
-        square = min(symbol.largest(grid, offset, tol=0.1 * tol).upper for offset in offsets)
-        upper = rounding.up(math.sqrt(rounding.up(square * shape.copies() * (1 + 2.0**-50))))
-    upper = min(upper, magnitude_norm(shape, weight))
-    lower = _lower(weight, shape, tol)
-    embedded = Enclosure(lower, max(lower, upper), "frequencies of a larger grid", True)
-    affordable = shape.padding_mode == "zeros" and banded.cost(weight, shape) <= _AFFORDABLE
-    return _banded(weight, shape, tol, lower) if method == "auto" and embedded.gap > tol and affordable else embedded
+        taps = polyphase(weight, shape.stride, _embedded(shape), shape.dilation)
+        symbol, grid = Symbol(taps), _thinned(_grid(shape, taps), taps)
+        offsets = shifts(grid) if prod(grid) <= _SHIFTED else [(0.0,) * shape.dims]
+        square = min(symbol.largest(grid, offset, tol=0.1 * tol).upper for offset in offsets) * shape.copies()
+    upper = min(rounding.up(math.sqrt(square * (1 + 2.0**-50))), magnitude_norm(shape, weight))
+    lower = _lower(weight, shape, max(tol, _NEAR))
+    return Enclosure(lower, max(lower, upper), "frequencies of a larger grid", True)
+
+
+def _thinned(grid: tuple[int, ...], taps: Taps) -> tuple[int, ...]:
+    """One point in dimensions in which there is a single tap, since all frequencies have the same Gram matrix there."""
+    return tuple(q if low < high else 1 for q, low, high in zip(grid, *taps.extent, strict=True))
 
 
 def _embedded(shape: Geometry) -> tuple[int, ...]:
@@ -128,7 +139,7 @@ def _lower(weight: Tensor, shape: Geometry, tol: float) -> float:
             return torch.autograd.grad(y, x, y.detach())[0].view(-1)
 
     start = lanczos.start_vector(prod(size), narrow)
-    found = lanczos.largest(squared, start, tol=max(tol, 1e-7), steps=100)
+    found = lanczos.largest(squared, start, tol=max(tol, 1e-7))
     vector = found.vector.to(torch.float64).view(size)
     image = shape.apply(weight, vector)
     operations = weight[0].numel() + 2
@@ -137,8 +148,3 @@ def _lower(weight: Tensor, shape: Geometry, tol: float) -> float:
     length = float(torch.linalg.vector_norm(image)) * (1 - rounding.gamma(image.numel() + 4))
     norm = float(torch.linalg.vector_norm(vector)) * (1 + rounding.gamma(vector.numel() + 4))
     return rounding.down(rounding.down(length - lost) / norm)
-
-
-def _banded(weight: Tensor, shape: Geometry, tol: float, lower: float) -> Enclosure:
-    upper = banded.proven_upper(weight, shape, lower, tol)
-    return Enclosure(lower, max(lower, upper), "banded Cholesky", True)

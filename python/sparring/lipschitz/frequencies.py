@@ -123,12 +123,12 @@ class Symbol:
                 lower, value = self._raised(_sample(pending), lower)
                 bound = max(bound, value) * (1 + step)
                 step *= 2
-        # Cholesky to its end proves no eigenvalue of c I - G below -gamma trace (Rump 2006); the trace is at most size c.
+        # Cholesky to its end proves no eigenvalue of c I - G below -gamma trace (Rump 2006), and size c is not below that.
         beyond = 2 * rounding.gamma(size + 8) * size * bound + rounding.UNIT * bound
         return Spectrum(lower, (bound + beyond + self.error) * (1 + 8 * rounding.UNIT))
 
     def _raised(self, matrices: Tensor, lower: float) -> tuple[float, float]:
-        """A proven lower bound of the largest eigenvalue, ``lower`` or more, and about what it is among ``matrices``."""
+        """A proven lower bound of the largest eigenvalue, ``lower`` or more; and about the largest of ``matrices``."""
         found = kernels.top_eigenpair(matrices, tol=1e-8)
         best = int(found.value.argmax())
         matrix, vector = matrices[best], found.vector[best]
