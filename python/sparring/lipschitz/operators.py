@@ -37,7 +37,7 @@ class LayerMap:
     name : of the layer in the network.
     module : whose weight it is.
     stacked : whether the weight has the members along its first dimension.
-    shape : of what the layer is given, without batch and members: (features,), or (channels, *image).
+    shape : of what the layer is given, without the members: (1, features), one row, or (channels, *image).
     """
 
     name: str
@@ -46,25 +46,32 @@ class LayerMap:
     shape: tuple[int, ...]
 
     @property
+    def dense(self) -> bool:
+        return isinstance(self.module, DENSE)
+
+    @property
     def kind(self) -> str:
         """The name of `sparring.lipschitz.spectral_norm` for it: "dense", "conv2d", "conv_transpose2d", ..."""
-        dims = len(self.shape) - 1
-        return "dense" if dims == 0 else f"conv{'_transpose' if self._transposed else ''}{dims}d"
+        return "dense" if self.dense else f"conv{'_transpose' if self._transposed else ''}{len(self.shape) - 1}d"
 
     @property
     def parameter(self) -> nn.Parameter:
         """The weight as the module has it; of a parametrised layer, what the parametrisation gives."""
         return cast(nn.Parameter, self.module.weight)
 
+    def wide(self) -> Tensor:
+        """The weight in float32 at least; differentiable."""
+        weight = self.parameter
+        return weight if weight.dtype is torch.float64 else weight.float()
+
     def weights(self) -> Tensor:
         """The weights, (M, ...), in float32 at least; differentiable."""
-        weight = self.parameter if self.stacked else self.parameter[None]
-        return weight if weight.dtype is torch.float64 else weight.float()
+        return self.wide() if self.stacked else self.wide()[None]
 
     def apply(self, weights: Tensor, x: Tensor) -> Tensor:
         """The maps with `weights` (M, ...) of `x` (M, *shape), each of its own; images may have any size."""
-        if len(self.shape) == 1:
-            return torch.bmm(x.unsqueeze(1), weights.mT).squeeze(1)  # rows: columns take ten times as long
+        if self.dense:
+            return torch.bmm(x, weights.mT)  # a column in place of the row takes ten times as long
         sides, mode, padding = self._padding(weights)
         x = x.flatten(0, 1)[None]
         if sides:
@@ -77,8 +84,8 @@ class LayerMap:
 
     def adjoint(self, weights: Tensor, y: Tensor) -> Tensor:
         """The adjoints of the maps on `shape`, of `y` (M, *what they give); has no derivative."""
-        if len(self.shape) == 1:
-            return torch.bmm(y.unsqueeze(1), weights).squeeze(1)
+        if self.dense:
+            return torch.bmm(y, weights)
         size, (sides, mode, padding) = self.shape[1:], self._padding(weights)
         y = y.flatten(0, 1)[None]
         options = {**self._options(weights), "padding": padding}
@@ -191,7 +198,7 @@ def networks(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module, bool
 def _shape(module: nn.Module, weight: Sequence[int], given: tuple[int, ...] | None) -> tuple[int, ...]:
     """Shape of what a layer is given."""
     if isinstance(module, DENSE):
-        return (weight[1],)
+        return (1, weight[1])
     channels = weight[0] if isinstance(module, TRANSPOSED) else weight[1] * cast(int, module.groups)
     if given is not None:
         return (channels, *given)

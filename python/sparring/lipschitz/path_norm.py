@@ -56,17 +56,17 @@ def _of_chain(
 ) -> Tensor:
     """Of one network, or the sum over networks whose weights are stacked."""
     first = next(iter(layers.values()))
-    if input_shape is None and first.kind != "dense":
+    if input_shape is None and not first.dense:
         raise ValueError(f"input_shape must be given, for {first.name} is a convolution: the shape of one input")
-    shape = first.shape if input_shape is None else input_shape
+    shape = first.shape[1:] if input_shape is None else input_shape
     x = first.weights().new_ones(len(first.weights()), *shape)
     for name, module in chain:
         layer = layers.get(module)
         if layer is not None:
             weights = layer.weights().square()
-            if layer.kind == "dense" and x.ndim != 2:
+            if layer.dense and x.ndim != 2:
                 raise ValueError(f"model is no chain: its linear layer {name} is given {x.ndim - 1} dimensions, not 1")
-            x = layer.apply(weights, x)
+            x = layer.apply(weights, x.unsqueeze(1)).squeeze(1) if layer.dense else layer.apply(weights, x)
         elif isinstance(module, CALLED):
             x = module(x)
         elif not isinstance(module, PASSED):
