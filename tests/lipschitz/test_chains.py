@@ -54,8 +54,8 @@ def test_how_close_it_comes() -> None:
         found = chain_bound(weights)
         ratios.append(found / over_all_patterns(weights))
         gains.append(chain_bound(weights, improve=False) / found)
-    assert max(ratios) < 1.6
-    assert sorted(ratios)[4] < 1.35
+    assert max(ratios) < 1.1
+    assert sorted(ratios)[4] < 1.02
     assert sorted(gains)[4] > 1.2
 
 
@@ -68,7 +68,7 @@ def test_exact_where_the_truth_is_known() -> None:
             product = weight.double() @ product
         assert norm(product) * (1 - 1e-13) <= chain_bound(weights) <= norm(product) * (1 + 1e-4)
     one = [torch.tensor([[3.0]]), torch.tensor([[-2.0]])]
-    assert 6 <= chain_bound(one) <= 6 * (1 + 1e-8)
+    assert 6 <= chain_bound(one) <= 6 * (1 + 1e-6)
 
 
 @given(

@@ -21,7 +21,7 @@ Multipliers may come from anywhere: `_Blocks.positive` proves the matrix positiv
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -37,6 +37,7 @@ _EFFORT = 4e11  # operations to improve multipliers with
 _EVALUATIONS = 300  # at most so many evaluations of the bound
 _SHARPNESS = (30.0, 100.0, 300.0, 1000.0)  # of the smooth maximum of eigenvalues, in turn
 _MEMORY = 20  # pairs that the quasi-Newton method keeps
+_INSIDE = 2.0**-23  # share of each multiplier that is left, so that no block comes to be singular but for rounding
 _SLACK = tuple(10.0**exponent for exponent in range(-9, 0))  # of L^2, tried in turn
 
 
@@ -86,11 +87,12 @@ def chain_bound(
     scaled = [rounding.scaled(matrix) for matrix in matrices]
     matrices = [matrix for matrix, _ in scaled]
     inner = [m if k == 0 else m * limits[k - 1] for k, m in enumerate(matrices)]  # for slopes in [0, 1]
-    units, square = _closed_form(inner)
-    if improve:
-        units, square = _improved(inner, units, square)
-    multipliers = [1 / (2 * unit * h) for unit, h in zip(units, limits, strict=True)]
-    upper = _verified(_Blocks(matrices, multipliers, limits, errors), square)
+    upper = math.inf
+    for units, square in _candidates(inner, improve):
+        multipliers = [1 / (2 * unit * h) for unit, h in zip(units, limits, strict=True)]
+        upper = _verified(_Blocks(matrices, multipliers, limits, errors), square)
+        if upper < math.inf:
+            break
     return rounding.times_power(upper, sum(exponent for _, exponent in scaled), math.inf)
 
 
@@ -111,9 +113,17 @@ def _check(matrices: Sequence[Tensor], limits: Sequence[float], errors: Sequence
 # where A_1 = W_1 W_1^T and A_{k+1} = W_{k+1} M_k (M_k - A_k / 4)^-1 M_k W_{k+1}^T; and L^2 = lambda_max(A_l).
 
 
+def _candidates(weights: Sequence[Tensor], improve: bool) -> Iterator[tuple[list[Tensor], float]]:
+    """Multipliers and the L^2 they give; others, larger, where no proof is found with the first."""
+    closed = _closed_form(weights)
+    if improve:
+        yield _improved(weights, *closed)
+    yield closed
+
+
 def _next(gram: Tensor, unit: Tensor, weight: Tensor) -> Tensor | None:
-    """A_{k+1}; None where M_k - A_k / 4 is not positive definite."""
-    factor, info = torch.linalg.cholesky_ex(torch.diag(unit) - gram / 4)
+    """A_{k+1}, or a little above; None where M_k - A_k / 4 is not positive definite."""
+    factor, info = torch.linalg.cholesky_ex(torch.diag(unit * (1 - _INSIDE)) - gram / 4)
     if int(info):
         return None
     root: Tensor = torch.linalg.solve_triangular(factor, (weight * unit).mT, upper=False)

@@ -27,12 +27,15 @@ class DenseChain:
         What is known of them.
     slopes
         Between two of them, the largest slope of the activations there.
+    between
+        The names of these activations.
     """
 
     start: fx.Node
     nodes: list[fx.Node]
     gains: list[Gain]
     slopes: list[float]
+    between: list[list[str]]
 
     def bound(self) -> float:
         """Of the last layer's result as a function of what the first is given; inf for very wide layers."""
@@ -56,16 +59,28 @@ def dense_chains(graph: Graph, end: fx.Node) -> list[DenseChain]:
     return found
 
 
+def whole_chain(graph: Graph) -> DenseChain | None:
+    """The chain that a network is, if it is nothing else; of one layer too."""
+    if graph.output is None or graph.refused:
+        return None
+    last, *_ = behind(graph, graph.output, activations=False)
+    if not is_dense(graph, last):
+        return None
+    chain = _ending(graph, last)
+    return chain if behind(graph, chain.nodes[0], activations=False)[0] is graph.input else None
+
+
 def _ending(graph: Graph, last: fx.Node) -> DenseChain:
-    nodes, slopes = [last], list[float]()
+    nodes, slopes, names = [last], list[float](), list[list[str]]()
     while True:
-        before, slope = behind(graph, nodes[0], activations=True)
+        before, slope, between = behind(graph, nodes[0], activations=True)
         if not is_dense(graph, before) or len(before.users) != 1:
             break
         nodes.insert(0, before)
         slopes.insert(0, slope)
+        names.insert(0, between)
     gains = [cast(Gain, graph.steps[node].gain) for node in nodes]
-    return DenseChain(operand(graph, nodes[0]), nodes, gains, slopes)
+    return DenseChain(operand(graph, nodes[0]), nodes, gains, slopes, names)
 
 
 def is_dense(graph: Graph, node: fx.Node) -> bool:
@@ -81,18 +96,19 @@ def operand(graph: Graph, node: fx.Node) -> fx.Node:
     return join.parts[0][0].source
 
 
-def behind(graph: Graph, node: fx.Node, *, activations: bool) -> tuple[fx.Node, float]:
-    """What is before a node and what only passes on its operand, or rising activations; and their largest slope."""
-    slope = 1.0
+def behind(graph: Graph, node: fx.Node, *, activations: bool) -> tuple[fx.Node, float, list[str]]:
+    """What is before a node and what only passes on its operand, or rising activations: their largest slope, names."""
+    slope, names = 1.0, list[str]()
     join = graph.steps[node].join
     if join is None or len(join.parts) != 1:
-        return node, slope
+        return node, slope, names
     before = operand(graph, node)
     while before in graph.steps and len(before.users) == 1:
         gain = graph.steps[before].gain
         if activations and gain is not None and gain.slopes is not None and gain.slopes.low >= 0:
             slope *= gain.slopes.high
+            names.insert(0, graph.steps[before].kind)
         elif not graph.passes_on(before):
             break
         before = operand(graph, before)
-    return before, slope
+    return before, slope, names

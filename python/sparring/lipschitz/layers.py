@@ -68,7 +68,7 @@ _MAX_POOL = (*_POOL, "dilation", "return_indices")
 
 # The operation that a module is, and which attributes are its arguments. "training" is the mode of the module.
 _MODULES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
-    nn.Linear: ("linear", ("weight",)),
+    nn.Linear: ("linear", ("weight", "bias")),
     nn.Conv1d: ("conv1d", _CONVOLUTION),
     nn.Conv2d: ("conv2d", _CONVOLUTION),
     nn.Conv3d: ("conv3d", _CONVOLUTION),

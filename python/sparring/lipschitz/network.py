@@ -125,7 +125,7 @@ def _with_chains(report: LipschitzReport, graph: Graph) -> LipschitzReport:
 
 def _with_head(report: LipschitzReport, graph: Graph, chains: bool) -> LipschitzReport:
     """With the last layer's weight, and the bound of what it is given."""
-    last, _ = behind(graph, cast(fx.Node, graph.output), activations=False)
+    last, *_ = behind(graph, cast(fx.Node, graph.output), activations=False)
     if not is_dense(graph, last):
         return report
     source = operand(graph, last)

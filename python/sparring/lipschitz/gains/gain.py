@@ -47,6 +47,8 @@ class Gain:
         Of an activation.
     matrix
         Of a dense layer that is given one vector, (out, in); its entries may be off by `error`, relatively.
+    bias
+        What such a layer adds, (out,), or None; not with a batch normalisation folded in.
     """
 
     lower: float | None
@@ -57,6 +59,7 @@ class Gain:
     slopes: Slopes | None = None
     matrix: Tensor | None = field(default=None, repr=False)
     error: float = 0.0
+    bias: Tensor | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

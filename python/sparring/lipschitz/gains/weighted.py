@@ -94,7 +94,7 @@ def _linear(call: Call, weight: Tensor, bias: Tensor | None = None) -> Gain:
     if call.x.numel() != weight.shape[1]:  # several vectors
         return gain
     if call.scale is None:
-        return replace(gain, matrix=weight.detach())
+        return replace(gain, matrix=weight.detach(), bias=bias)
     return replace(gain, matrix=folded(weight.detach(), call.scale, "dense"), error=FOLDING_ERROR)
 
 

@@ -1,0 +1,159 @@
+"""Lipschitz bounds of dense ReLU networks in a ball around each input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from sparring.lipschitz import kernels, rounding
+from sparring.lipschitz.dense_chains import whole_chain
+from sparring.lipschitz.gains.gain import Gain
+from sparring.lipschitz.graph import Graph
+
+_MEMORY = 2**28  # bytes for the matrices of as many examples as fit at a time
+_ABOVE = 1e-4  # how far above the largest eigenvalue found a proof is first tried, relatively
+
+
+def local_bound(model: nn.Module, x: Tensor, radius: float | Tensor) -> Tensor:
+    """Bound the Lipschitz constant of a dense ReLU network in a ball around each example.
+
+    A unit whose input stays negative in the whole ball gives 0 there, whatever the input: it is taken out of the
+    layers' matrices, and the bound is the product of the norms of what is left. A unit's input changes in the ball by
+    at most radius times the norm of its weights for units that are left, times the bound up to the layer before.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Linear layers with ReLU between them, and what only reshapes, for one example at a time.
+    x : Tensor
+        (B, ...), floating-point.
+    radius : float or Tensor
+        In the Euclidean norm, >= 0: one, or (B,).
+
+    Returns
+    -------
+    Tensor
+        float64 (B,), proven against rounding. ``|f(y) - f(z)| <= bound |y - z|`` for y, z in the ball, f in exact
+        arithmetic.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as described; the message says what of the model is not.
+    """
+    check_examples(x)
+    radii = torch.as_tensor(radius, dtype=torch.float64, device=x.device).detach()
+    if radii.ndim > 1 or (radii.ndim == 1 and len(radii) != len(x)):
+        raise ValueError(f"radius must be a number or have shape ({len(x)},), got shape {tuple(radii.shape)}")
+    if not bool(((radii >= 0) & radii.isfinite()).all()):
+        raise ValueError("radius must be a finite number >= 0, or one for each example")
+    return DenseRelu(model, x.shape[1:]).bounds(x, radii.expand(len(x)))[1]
+
+
+def check_examples(x: Tensor) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError("x must be a floating-point tensor (B, ...)")
+    if x.ndim < 2:
+        raise ValueError(f"x must be a batch (B, ...), got shape {tuple(x.shape)}")
+
+
+class DenseRelu:
+    """A network that is a chain of linear layers with ReLU between them, in float64."""
+
+    def __init__(self, model: nn.Module, input_shape: Sequence[int]) -> None:
+        graph = Graph(model, tuple(input_shape), tol=0.5, certified=False)  # for its structure alone
+        chain = whole_chain(graph)
+        there = [f"{name}: {why}" for name, why in graph.refused]
+        if chain is not None:
+            there += [name for names in chain.between for name in names if name.lower() != "relu"]
+            there += ["BatchNorm"] * any(gain.error for gain in chain.gains)
+        if chain is None or there:
+            found = f", but there is {', '.join(there)}" if there else ""
+            raise ValueError(f"model must be a chain of linear layers with ReLU between them{found}")
+        self._layers = [_Layer(gain) for gain in chain.gains]
+
+    def bounds(self, x: Tensor, radii: Tensor) -> tuple[Tensor, Tensor]:
+        """Of what the last layer is given, and of its result, in balls of these radii: float64 (B,) each."""
+        rows = max(1, _MEMORY // (8 * max(layer.weight.numel() for layer in self._layers)))
+        before, after = torch.empty_like(radii), torch.empty_like(radii)
+        for begin in range(0, len(x), rows):
+            some = slice(begin, begin + rows)
+            before[some], after[some] = self._bounds(x[some].detach().flatten(1).to(torch.float64), radii[some])
+        return before, after
+
+    def _bounds(self, x: Tensor, radii: Tensor) -> tuple[Tensor, Tensor]:
+        value, lost = x, torch.zeros_like(x)  # of each unit, and how far it may be off
+        left = torch.ones_like(x)  # 1 for units that are not constant in the ball
+        before = bound = torch.ones_like(radii)
+        for layer in self._layers:
+            before = bound
+            value, lost = layer.forward(value, lost)
+            remain = torch.ones_like(value)
+            if layer is not self._layers[-1]:
+                reach = (radii * bound)[:, None] * layer.row_norms(left)
+                slack = (lost + reach) * (1 + 8 * rounding.UNIT) + value.abs() * 8 * rounding.UNIT
+                remain = (value + slack >= 0).to(value.dtype)
+            bound = bound * layer.norms(remain, left) * (1 + 4 * rounding.UNIT)
+            value, left = value.clamp(min=0), remain
+        return before, bound
+
+
+class _Layer:
+    """A linear layer; for norms its weight is kept times a power of two, so that no square leaves the range."""
+
+    def __init__(self, gain: Gain) -> None:
+        matrix = cast(Tensor, gain.matrix)
+        self.weight = matrix.to(torch.float64)
+        self._bias = self.weight.new_zeros(len(matrix)) if gain.bias is None else gain.bias.detach().to(torch.float64)
+        self._scaled, exponent = rounding.scaled(matrix)
+        self._factor = torch.ldexp(self.weight.new_ones(()), torch.tensor(exponent, device=matrix.device))
+        self._mass = rounding.squares(self._scaled)
+        self._gram: Tensor | None = None  # with all columns
+
+    def forward(self, value: Tensor, lost: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's result, and how far it may be off for values that may be off by `lost`."""
+        magnitude, inputs = self.weight.abs().mT, self.weight.shape[1]
+        rounded = rounding.gamma(inputs + 2) * (value.abs() @ magnitude + self._bias.abs())
+        return value @ self.weight.mT + self._bias, (lost @ magnitude + rounded) * (1 + 4 * rounding.gamma(inputs + 8))
+
+    def row_norms(self, columns: Tensor) -> Tensor:
+        """Upper bounds of the norms of the rows, of these columns alone (1 where they are left), (B, out)."""
+        squares = columns @ self._scaled.square().mT
+        return squares.sqrt() * self._factor * (1 + rounding.gamma(self.weight.shape[1] + 8))
+
+    def norms(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Upper bounds of the norms of the matrix with these rows and columns alone, (B,)."""
+        weight = self._scaled
+        if len(weight) > weight.shape[1]:
+            weight, rows, columns = weight.mT, columns, rows
+        if bool((columns == 1).all()):
+            self._gram = weight @ weight.mT if self._gram is None else self._gram
+            grams = self._gram * rows[:, :, None] * rows[:, None, :]
+        else:
+            grams = (weight * columns[:, None, :]) @ weight.mT * rows[:, :, None] * rows[:, None, :]
+        error = rounding.gamma(weight.shape[1] + 4) * self._mass
+        traces = grams.diagonal(dim1=1, dim2=2).sum(1) * (1 + rounding.gamma(len(weight) + 4))
+        squares = torch.minimum(_largest(grams), traces + error)  # the exact matrices have no eigenvalue below 0
+        # The last for what the scaling may lose.
+        return ((squares + error) * (1 + 8 * rounding.UNIT)).sqrt() * self._factor * (1 + 8 * rounding.UNIT)
+
+
+def _largest(grams: Tensor) -> Tensor:
+    """What the largest eigenvalues are proven not to exceed; inf where there is no proof after some trials."""
+    size = grams.shape[1]
+    found = kernels.top_eigenpair(grams, tol=1e-5).value.clamp(min=2.0**-1000)
+    proven, above = torch.full_like(found, torch.inf), _ABOVE
+    for _ in range(12):
+        pending = proven.isinf().nonzero()[:, 0]
+        if not len(pending):
+            break
+        shift = found[pending] * (1 + above)
+        positive = kernels.positive_definite(grams[pending], shift)
+        # As `kernels.positive_definite` says; the trace of c I - G is at most size c.
+        beyond = 1 + 2 * rounding.gamma(size + 8) * size + 4 * rounding.UNIT
+        proven[pending[positive]] = shift[positive] * beyond
+        above *= 3
+    return proven

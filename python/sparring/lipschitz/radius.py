@@ -1,0 +1,133 @@
+"""How far each example can be moved, in the Euclidean norm, without another class: proven by Lipschitz bounds."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+from sparring.lipschitz import rounding
+from sparring.lipschitz.local import DenseRelu, check_examples
+from sparring.lipschitz.network import layer_bounds
+from sparring.lipschitz.report import LipschitzReport
+
+_HALVINGS = 12
+_BATCH = 256
+
+
+def certified_radius(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    report: LipschitzReport | None = None,
+    local: bool = False,
+) -> Tensor:
+    """Radii of balls around the examples in which the network's class does not change.
+
+    Two logits differ by a function with the constant sqrt(2) L, so a margin m between the class and the others holds
+    up to m / (sqrt(2) L) (Tsuzuku, Sato & Sugiyama 2018, "Lipschitz-margin training"). Where the last layer is dense,
+    with rows w_j, the difference of logits y and j has the constant |w_y - w_j| L', with L' the bound of what that
+    layer is given. The larger of the two radii is returned.
+
+    Parameters
+    ----------
+    model : nn.Module
+        From (B, ...) to logits (B, K), K >= 2; in eval mode.
+    x : Tensor
+        (B, ...), floating-point.
+    y : Tensor, optional
+        Classes, integers (B,). None: those that the network gives.
+    report : LipschitzReport, optional
+        From `layer_bounds` of this model with its present weights, so that it need not be made again.
+    local : bool
+        For dense ReLU networks: bounds in balls of the radius in question (`local_bound`), which are smaller.
+
+    Returns
+    -------
+    Tensor
+        float64 (B,); 0 where the class is not y.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as described, or the network has no bound.
+
+    Notes
+    -----
+    Logits are those of a copy of the model in float64, and bounds are proven for exact arithmetic. A network in float32
+    computes something slightly different. So from each margin is taken 16 times the largest difference between the
+    example's logits as the model computes them and in float64, and 16 units in the last place of its largest logit.
+    That is an allowance from what was seen at the example, not a proof for the whole ball.
+    """
+    check_examples(x)
+    if model.training:
+        raise ValueError("model must be in eval mode")
+    report = layer_bounds(model, x.shape[1:]) if report is None else report
+    if not math.isfinite(report.upper):
+        refused = "; ".join(f"{name}: {reason}" for name, reason in report.refused)
+        raise ValueError(f"the network has no Lipschitz bound{': ' * bool(refused)}{refused}")
+    logits, allowance = _logits(model, x)
+    classes = logits.argmax(1) if y is None else _checked(y, x, logits.shape[1])
+    margins = logits.gather(1, classes[:, None]) - logits - allowance[:, None]
+    margins.scatter_(1, classes[:, None], math.inf)
+    apart = _apart(report.head, classes) if report.head is not None else None
+    radius = _radius(margins, apart, report.features, report.upper)
+    return _local(model, x, margins, apart, radius) if local else radius
+
+
+def _radius(margins: Tensor, apart: Tensor | None, features: float | Tensor | None, whole: float | Tensor) -> Tensor:
+    """Of both forms the larger radius, rounded down."""
+    found = margins.amin(1) / (math.sqrt(2) * whole)
+    if apart is not None and features is not None:
+        per_class = margins / (apart * torch.as_tensor(features, device=margins.device)[..., None])
+        found = torch.maximum(
+            found, per_class.nan_to_num(nan=math.inf).amin(1)
+        )  # 0 / 0: equal rows, never equal logits
+    return found.clamp(min=0) * (1 - 2.0**-48)
+
+
+def _apart(head: Tensor, classes: Tensor) -> Tensor:
+    """|w_y - w_j|, rounded up, (B, K)."""
+    norms = torch.stack([(head - row).square().sum(1).sqrt() for row in head])
+    return norms[classes] * (1 + rounding.gamma(head.shape[1] + 16))
+
+
+def _local(model: nn.Module, x: Tensor, margins: Tensor, apart: Tensor | None, radius: Tensor) -> Tensor:
+    """The largest radius found by halving for which the bounds in that ball give at least as much."""
+    network = DenseRelu(model, x.shape[1:])
+
+    def given(radii: Tensor) -> Tensor:
+        features, whole = network.bounds(x, radii)
+        return _radius(margins, apart, features, whole)
+
+    low, high = radius, given(torch.zeros_like(radius))  # bounds grow with the ball
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        held = given(middle) >= middle
+        low, high = torch.where(held & (middle > low), middle, low), torch.where(held, high, middle)
+    return low
+
+
+def _logits(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """In float64, and what is to be taken from margins for rounding."""
+    wide = copy.deepcopy(model).double()
+    with torch.no_grad():
+        exact = torch.cat([wide(some.double()) for some in torch.split(x, _BATCH)])
+        seen = torch.cat([model(some) for some in torch.split(x, _BATCH)])
+    if exact.ndim != 2 or exact.shape[1] < 2:
+        raise ValueError(f"model must return logits (B, K) of at least two classes, but gave {tuple(exact.shape)}")
+    units = torch.finfo(seen.dtype).eps * exact.abs().amax(1)
+    return exact, 16 * ((seen.double() - exact).abs().amax(1) + units)
+
+
+def _checked(y: Tensor, x: Tensor, classes: int) -> Tensor:
+    if not isinstance(y, Tensor) or y.is_floating_point() or y.dtype is torch.bool:
+        raise TypeError("y must be a tensor of integers (B,)")
+    if y.shape != x.shape[:1]:
+        raise ValueError(f"y must have shape ({len(x)},), one class for each example; got {tuple(y.shape)}")
+    if len(y) and (int(y.min()) < 0 or int(y.max()) >= classes):
+        raise ValueError(f"y must lie in 0 ... {classes - 1}")
+    return y.to(x.device, torch.int64)

@@ -1,0 +1,222 @@
+"""Certified radii and local bounds: no attack inside a radius, no Jacobian above a bound."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparring import attacks, data, networks
+from sparring.lipschitz.local import local_bound
+from sparring.lipschitz.network import layer_bounds
+from sparring.lipschitz.radius import certified_radius
+
+EVERYWHERE = (-10.0, 10.0)  # attacks may leave the images' range
+
+
+@pytest.fixture(scope="module")
+def digits() -> data.Dataset:
+    return data.load("digits", split="test")
+
+
+@pytest.fixture(scope="module")
+def contracting() -> nn.Module:
+    """A perceptron for the digits, trained with no layer's norm above 1."""
+    train = data.load("digits", split="train")
+    model = networks.build("mlp", train.input_shape, 10)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    draws = torch.Generator().manual_seed(0)
+    for _ in range(150):
+        some = torch.randint(len(train), (256,), generator=draws)
+        loss = F.cross_entropy(20 * model(train.images[some]), train.labels[some])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            for layer in model:
+                if isinstance(layer, nn.Linear):
+                    layer.weight /= torch.linalg.matrix_norm(layer.weight, 2).clamp(min=1)
+    return model.eval()
+
+
+def withstands(model: nn.Module, x: Tensor, y: Tensor, radius: Tensor) -> None:
+    """Attacks in balls of these radii, each with room of its own for rounding in float32, find nothing."""
+    certified = radius > 0
+    x, y, eps = x[certified], y[certified], radius[certified].float()
+    found = [
+        attacks.fgsm(model, x, y, eps=eps, norm=2, bounds=EVERYWHERE, return_result=True),
+        attacks.pgd(model, x, y, eps=eps, norm=2, steps=30, bounds=EVERYWHERE, return_result=True),
+        attacks.apgd(model, x, y, eps=eps, norm=2, steps=40, bounds=EVERYWHERE, return_result=True),
+        attacks.apgd(model, x, y, eps=eps, norm=2, steps=40, loss="dlr", bounds=EVERYWHERE, return_result=True),
+    ]
+    for result in found:
+        assert isinstance(result, attacks.AttackResult)
+        assert not bool(result.success.any())
+
+
+def test_no_attack_within_a_radius(contracting: nn.Module, digits: data.Dataset) -> None:
+    x, y = digits.images, digits.labels
+    for local in (False, True):
+        radius = certified_radius(contracting, x, y, local=local)
+        right = contracting(x).argmax(1) == y
+        assert bool((radius[~right] == 0).all())
+        assert float((radius > 0.1).double().mean()) > 0.7  # of images whose pixels lie in [0, 1]
+        withstands(contracting, x, y, radius)
+    larger = attacks.apgd(contracting, x, y, eps=1.0, norm=2, steps=40, return_result=True)
+    assert isinstance(larger, attacks.AttackResult)
+    assert float(larger.success.double().mean()) > 0.5  # attacks that find nothing inside do find what is outside
+
+
+def test_local_radii_are_larger(contracting: nn.Module, digits: data.Dataset) -> None:
+    x, report = digits.images[:100], layer_bounds(contracting, digits.input_shape)
+    plain = certified_radius(contracting, x, report=report)
+    local = certified_radius(contracting, x, report=report, local=True)
+    assert bool((local >= plain).all())
+    assert torch.equal(certified_radius(contracting, x), plain)
+
+
+def test_closed_form_of_a_linear_classifier() -> None:
+    """The radius is then the distance to the nearest decision boundary, but for rounding."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 4)).eval()
+    x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
+    weight, bias = model[1].weight.detach().double(), model[1].bias.detach().double()
+    logits = x.double() @ weight.T + bias
+    y = logits.argmax(1)
+    gaps = (logits.gather(1, y[:, None]) - logits) / (weight[y][:, None] - weight).norm(dim=2)
+    distance = gaps.masked_fill(gaps.isnan(), math.inf).amin(1)
+    radius = certified_radius(model, x)
+    assert bool((radius <= distance).all())
+    torch.testing.assert_close(radius, distance, rtol=1e-3, atol=1e-4)
+
+
+def test_the_margin_over_root_two_where_no_dense_layer_is_last() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.Tanh()).eval()
+    x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
+    report = layer_bounds(model, (6,))
+    top = model.double()(x.double()).detach().topk(2, 1).values
+    radius = certified_radius(model.float(), x, report=report)
+    torch.testing.assert_close(radius, (top[:, 0] - top[:, 1]) / (math.sqrt(2) * report.upper), rtol=1e-3, atol=1e-5)
+
+
+def test_classes_given_or_not(contracting: nn.Module, digits: data.Dataset) -> None:
+    x = digits.images[:30]
+    said = contracting(x).argmax(1)
+    assert torch.equal(certified_radius(contracting, x, said), certified_radius(contracting, x))
+    assert bool((certified_radius(contracting, x, (said + 1) % 10) == 0).all())
+    assert certified_radius(contracting, x[:0]).shape == (0,)
+
+
+@settings(max_examples=25)
+@given(seed=st.integers(0, 500), radius=st.sampled_from([0.0, 0.05, 0.5, 5.0]))
+def test_local_bounds_hold_in_the_ball(seed: int, radius: float) -> None:
+    """Jacobians inside the ball, and differences between points of it, stay below the bound."""
+    draws = torch.Generator().manual_seed(seed)
+    model = networks.mlp((5, 7, 4, 3))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=draws) - 0.3)
+    x = torch.randn(4, 5, generator=draws)
+    bound = local_bound(model, x, radius)
+    wide = copy.deepcopy(model).double()
+    for center, upper in zip(x.double(), bound, strict=True):
+        points = torch.randn(20, 5, generator=draws, dtype=torch.float64)
+        points = center + radius * points / points.norm(dim=1, keepdim=True) * torch.rand(20, 1, generator=draws)
+        for point in points[:6]:
+            jacobian = torch.autograd.functional.jacobian(wide, point[None])[0, :, 0]
+            assert float(torch.linalg.matrix_norm(jacobian, 2)) <= float(upper)
+        moved = torch.pdist(wide(points).detach())
+        assert bool((moved <= float(upper) * torch.pdist(points) + 1e-12).all())
+
+
+def test_local_bounds_between_the_closed_form_and_the_product(contracting: nn.Module, digits: data.Dataset) -> None:
+    """At radius 0 the product of norms without the units that are off; far away nothing is off."""
+    x = digits.images[:20]
+    weights = [layer.weight.detach().double() for layer in contracting if isinstance(layer, nn.Linear)]
+    product = math.prod(float(torch.linalg.matrix_norm(weight, 2)) for weight in weights)
+    assert local_bound(contracting, x, 1e6).tolist() == pytest.approx([product] * 20, rel=1e-3)
+    here = local_bound(contracting, x, 0)
+    wide = copy.deepcopy(contracting).double()
+    first = wide[:3](x.double()) > 0
+    second = wide[:5](x.double()) > 0
+    for i in range(len(x)):
+        parts = (weights[0][first[i]], weights[1][second[i]][:, first[i]], weights[2][:, second[i]])
+        expected = math.prod(float(torch.linalg.matrix_norm(part, 2)) for part in parts)
+        assert expected * (1 - 1e-12) <= float(here[i]) <= expected * (1 + 1e-3)
+    radii = torch.linspace(0, 2, 20)
+    several = local_bound(contracting, x, radii)
+    assert several[7] == pytest.approx(float(local_bound(contracting, x[7:8], float(radii[7]))[0]), rel=1e-6)
+    assert bool((several >= here * (1 - 1e-6)).all())
+
+
+@pytest.mark.parametrize("exponent", [-600, 600])
+def test_local_bounds_at_any_scale(exponent: int) -> None:
+    model = networks.mlp((4, 5, 3)).double()
+    x = torch.randn(3, 4, dtype=torch.float64)
+    with torch.no_grad():
+        model.linear1.bias.zero_()
+    before = local_bound(model, x, 0.1)
+    with torch.no_grad():
+        model.linear1.weight *= 2.0**exponent
+    torch.testing.assert_close(local_bound(model, x, 0.1) * 2.0**-exponent, before, rtol=1e-3, atol=0)
+
+
+def test_what_local_bounds_do_not_serve() -> None:
+    x = torch.ones(2, 4)
+    cases: list[tuple[nn.Module, str]] = [
+        (nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)), "there is Tanh"),
+        (nn.Sequential(nn.Linear(4, 4), nn.Hardshrink()), "jumps"),
+        (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).eval(), "there is BatchNorm"),
+        (nn.Sequential(nn.ReLU(), nn.Linear(4, 2)), "must be a chain"),
+        (nn.Sequential(nn.Linear(4, 2), nn.ReLU()), "must be a chain"),
+        (nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 1, 1), nn.Flatten()), "must be a chain"),
+    ]
+    for model, message in cases:
+        with pytest.raises(ValueError, match=message):
+            local_bound(model, x, 0.1)
+
+
+def test_bad_arguments_are_named() -> None:
+    model, x = nn.Linear(4, 3).eval(), torch.ones(2, 4)
+    calls: list[tuple[type[Exception], str, Any]] = [
+        (TypeError, "x must be a floating-point tensor", lambda: certified_radius(model, x.long())),
+        (ValueError, "x must be a batch", lambda: certified_radius(model, x[0])),
+        (TypeError, "y must be a tensor of integers", lambda: certified_radius(model, x, x[:, 0])),
+        (
+            ValueError,
+            r"y must have shape \(2,\)",
+            lambda: certified_radius(model, x, torch.zeros(3, dtype=torch.int64)),
+        ),
+        (ValueError, "y must lie in 0 ... 2", lambda: certified_radius(model, x, torch.tensor([0, 3]))),
+        (ValueError, "eval mode", lambda: certified_radius(nn.Linear(4, 3).train(), x)),
+        (ValueError, "at least two classes", lambda: certified_radius(nn.Linear(4, 1).eval(), x)),
+        (ValueError, "no Lipschitz bound: 0: Hardshrink: jumps", lambda: certified_radius(nn.Hardshrink().eval(), x)),
+        (ValueError, "radius must be a finite number", lambda: local_bound(model, x, -1.0)),
+        (ValueError, r"radius must be a number or have shape \(2,\)", lambda: local_bound(model, x, torch.ones(3))),
+    ]
+    for error, message, call in calls:
+        with pytest.raises(error, match=message):
+            call()
+
+
+@pytest.mark.shared
+def test_no_attack_within_a_radius_on_mnist(shared: Path) -> None:
+    """1000 test images and a network trained by others, without any thought of its norms."""
+    images = data.load("mnist", split="test", data_dir=shared / "data" / "mnist")[:1000]
+    model = networks.build("mlp-300-100", (1, 28, 28), 10)
+    model = networks.load_weights(model, shared / "models" / "mnist_mlp.safetensors").eval()
+    x, y = images.images, images.labels
+    report = layer_bounds(model, (1, 28, 28))
+    assert report.upper < 0.65 * report.product
+    plain = certified_radius(model, x, y, report=report)
+    radius = certified_radius(model, x, y, report=report, local=True)
+    assert float(plain.median()) > 0.3
+    assert bool((radius >= plain).all())
+    withstands(model, x, y, radius)
