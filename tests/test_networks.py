@@ -22,8 +22,9 @@ def parameters(network: nn.Module) -> int:
 @pytest.mark.parametrize("input_shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (2, 7, 11)])
 @pytest.mark.parametrize("outputs", [10, 20])
 def test_any_input_shape_and_number_of_outputs(name: str, input_shape: tuple[int, ...], outputs: int) -> None:
-    if name.startswith("model1") and min(input_shape[1:]) < 27:
-        with pytest.raises(ValueError, match="H and W at least 27 for this network"):
+    smallest = 27 if name.startswith("model1") else 63 if name == "alexnet" else 1
+    if min(input_shape[1:]) < smallest:
+        with pytest.raises(ValueError, match=f"H and W at least {smallest} for this network"):
             build(name, input_shape, outputs)
         return
     network = build(name, input_shape, outputs)
@@ -42,6 +43,16 @@ def test_layers_are_those_of_the_sources() -> None:
     assert [type(layer) for layer in units] == [MaxNorm, nn.Linear, nn.ReLU, MaxNorm, nn.Linear]
     assert [tuple(layer.v.shape) for layer in units if isinstance(layer, MaxNorm)] == [(512, 784), (256, 512)]
     assert [layer.out_features for layer in units if isinstance(layer, nn.Linear)] == [512, 20]
+
+
+def test_alexnet_has_the_shapes_of_its_source() -> None:
+    with torch.device("meta"):
+        network = NETWORKS["alexnet"]((3, 224, 224), 1000)
+        assert network(torch.empty(2, 3, 224, 224)).shape == (2, 1000)
+    sizes = [tuple(p.shape) for name, p in network.named_parameters() if name.endswith("weight")]
+    assert sizes[:3] == [(96, 3, 11, 11), (256, 96, 5, 5), (384, 256, 3, 3)]
+    assert sizes[3:] == [(384, 384, 3, 3), (256, 384, 3, 3), (4096, 9216), (4096, 4096), (1000, 4096)]
+    assert NETWORKS["alexnet"]((1, 63, 64), 2)(torch.zeros(1, 1, 63, 64)).shape == (1, 2)
 
 
 def test_maxnorm_units_begin_as_the_source_says() -> None:

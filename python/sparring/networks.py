@@ -125,6 +125,42 @@ def model2(input_shape: Sequence[int], outputs: int) -> nn.Sequential:
     )
 
 
+def alexnet(input_shape: Sequence[int], outputs: int) -> nn.Sequential:
+    """Return five convolutions and three dense layers (Krizhevsky et al. 2012), not split in groups; at least 63 x 63.
+
+    Conv96 11x11 stride 4, max-pool 3 stride 2, Conv256 5x5, the same pooling, Conv384 3x3, Conv384 3x3, Conv256 3x3,
+    the same pooling, dropout .5, Dense4096, dropout .5, Dense4096, Dense. Convolutions are padded by 2, 2, 1, 1, 1.
+    """
+    channels, height, width = _image_shape(input_shape, smallest=63)
+    halved = lambda size: (size - 3) // 2 + 1  # noqa: E731
+    rows, columns = (halved(halved(halved((size - 7) // 4 + 1))) for size in (height, width))
+    return nn.Sequential(
+        OrderedDict[str, nn.Module](
+            conv1=nn.Conv2d(channels, 96, 11, stride=4, padding=2),
+            relu1=nn.ReLU(),
+            pool1=nn.MaxPool2d(3, 2),
+            conv2=nn.Conv2d(96, 256, 5, padding=2),
+            relu2=nn.ReLU(),
+            pool2=nn.MaxPool2d(3, 2),
+            conv3=nn.Conv2d(256, 384, 3, padding=1),
+            relu3=nn.ReLU(),
+            conv4=nn.Conv2d(384, 384, 3, padding=1),
+            relu4=nn.ReLU(),
+            conv5=nn.Conv2d(384, 256, 3, padding=1),
+            relu5=nn.ReLU(),
+            pool5=nn.MaxPool2d(3, 2),
+            flatten=nn.Flatten(),
+            dropout1=nn.Dropout(0.5),
+            linear1=nn.Linear(256 * rows * columns, 4096),
+            relu6=nn.ReLU(),
+            dropout2=nn.Dropout(0.5),
+            linear2=nn.Linear(4096, 4096),
+            relu7=nn.ReLU(),
+            linear3=nn.Linear(4096, outputs),
+        )
+    )
+
+
 class MaxNorm(nn.Module):
     """Units that fire near a point: ``max(0, d_u - max_i |x_i - v_ui| / |s_ui|)``, (B, inputs) to (B, units).
 
@@ -249,6 +285,7 @@ NETWORKS: dict[str, Callable[[Sequence[int], int], nn.Module]] = {
     "model1-dropout": partial(model1, dropout=True),
     "model1-sigmoid": partial(model1, activation=nn.Sigmoid),
     "model2": model2,
+    "alexnet": alexnet,
     "maxnorm": maxnorm,
     "resnet18": ResNet18,
     "resnet18-16": partial(ResNet18, width=16),
