@@ -31,6 +31,7 @@ RESNET18 = [
     ("layer4", (512, 512, 3, 3), 4, 1, 1),
     ("shortcut", (512, 256, 1, 1), 8, 2, 0),
 ]
+DENSE = [("fc6", (4096, 9216)), ("fc7", (4096, 4096)), ("fc8", (1000, 4096))]
 
 
 def seeded(shape: tuple[int, ...]) -> Tensor:
@@ -46,7 +47,7 @@ def largest(apply: Callable[[Tensor], Tensor], transpose: Callable[[Tensor], Ten
         return lambda v: function(torch.from_numpy(v.ravel())).numpy()
 
     operator = LinearOperator(shape, matvec=of_array(apply), rmatvec=of_array(transpose), dtype=np.float64)
-    return float(svds(operator, k=1, tol=1e-9, return_singular_vectors=False, random_state=0)[0])
+    return float(svds(operator, k=1, tol=1e-7, return_singular_vectors=False, random_state=0)[0])
 
 
 def of_matrix(weight: Tensor) -> float:

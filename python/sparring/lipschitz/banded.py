@@ -13,6 +13,9 @@ from torch import Tensor
 from sparring.lipschitz import cholesky, rounding
 from sparring.lipschitz.geometry import Geometry, magnitude_norm
 
+_WIDTH = 128
+"""Channels of several positions are taken together until there are so many, for products of matrices to be worth it."""
+
 
 @dataclass(frozen=True)
 class _Side:
@@ -54,30 +57,35 @@ def proven_upper(weight: Tensor, shape: Geometry, value: float, tol: float) -> f
     side = sides[0] if by_outputs else sides[1]
     stacked = (weight if by_outputs else weight.transpose(0, 1)).flatten(2).permute(2, 0, 1)  # (taps, channels, others)
     taps, channels, others = stacked.shape
-    products = (stacked.reshape(taps * channels, others) @ stacked.reshape(taps * channels, others).t()).view(
-        taps, channels, taps, channels
-    )
+    flat = stacked.reshape(taps * channels, others)
+    products = (flat @ flat.t()).view(taps, channels, taps, channels).transpose(1, 2).reshape(taps * taps, -1)
     reads = _reads(shape) if by_outputs else _reads(shape).t()
-    # reads[p, q]: by which tap the output p reads the input q, -1 if by none; rows are this side's positions.
-    count = len(reads)
-    edges = [channels * p for p in range(count + 1)]
-    readers = [[(int(q), int(reads[p, q])) for q in (reads[p] >= 0).nonzero()[:, 0]] for p in range(count)]
+    # reads[p, q]: by which tap the position p of this side shares the other side's q, -1 if by none.
+    count, together = len(reads), max(1, _WIDTH // channels)
+    edges = [channels * p for p in [*range(0, count, together), count]]
+    band = (side.band + together - 1) // together
+    blocks = _blocks(reads, side.band)
+    # Positions away from the border have the same few sums of products of taps.
+    sums = {
+        pairs: products[torch.tensor([a * taps + b for a, b in pairs])].sum(0).view(channels, channels)
+        for pairs in {pairs for of_position in blocks for pairs in of_position.values()}
+    }
     step = tol
     error = rounding.gamma(others * taps + taps + 4) * magnitude_norm(shape, weight) ** 2 * (1 + 2.0**-40)
     while math.isfinite(step):
         shift = (value * (1 + step)) ** 2 if value > 0 else step
 
         def column(j: int, shift: float = shift) -> Tensor:
-            below = min(count, j + side.band + 1)
-            blocks = weight.new_zeros(below - j, channels, channels)
-            for q, tap in readers[j]:
-                others_of_q = reads[j:below, q]
-                at = (others_of_q >= 0).nonzero()[:, 0]
-                blocks[at] -= products[others_of_q[at], :, tap]
-            blocks[0].diagonal().add_(shift)
-            return blocks.view(-1, channels)
+            first, last = j * together, min(count, (j + 1) * together)
+            below = min(count, (j + band + 1) * together)
+            lower = weight.new_zeros(below - first, channels, last - first, channels)
+            for p in range(first, last):
+                for other, pairs in blocks[p].items():
+                    torch.neg(sums[pairs], out=lower[other - first, :, p - first])
+                lower[p - first, :, p - first].diagonal().add_(shift)
+            return lower.view(-1, channels * (last - first))
 
-        beyond = cholesky.banded_error(column, edges, side.band)
+        beyond = cholesky.banded_error(column, edges, band)
         if math.isfinite(beyond):
             square = shift + beyond + 2 * rounding.UNIT * (shift + error) + error
             return rounding.up(math.sqrt(rounding.up(square * (1 + 8 * rounding.UNIT))))
@@ -94,3 +102,15 @@ def _reads(shape: Geometry) -> Tensor:
         place, inside = shape.places(tap, sources)
         table[rows[inside], place[inside]] = number
     return table
+
+
+def _blocks(reads: Tensor, band: int) -> list[dict[int, tuple[tuple[int, int], ...]]]:
+    """For every position p and each not before it that shares something: the pairs of taps (its own, p's) by which."""
+    found: list[dict[int, tuple[tuple[int, int], ...]]] = []
+    for p in range(len(reads)):
+        shared = (reads[p : p + band + 1] >= 0) & (reads[p] >= 0)
+        pairs: dict[int, list[tuple[int, int]]] = {}
+        for other, q in shared.nonzero().tolist():
+            pairs.setdefault(p + other, []).append((int(reads[p + other, q]), int(reads[p, q])))
+        found.append({other: tuple(sorted(of_other)) for other, of_other in pairs.items()})
+    return found

@@ -19,7 +19,7 @@ _SMALL = 768, 2**22
 _AFFORDABLE = 2.5e11
 """Multiplications that tightening one group may take; about ten seconds of one core."""
 
-_NEAR = 1e-4
+_NEAR = 5e-4
 """How near the lower end is brought to the norm where the upper one is not near either."""
 
 _SHIFTED = 300
@@ -101,7 +101,10 @@ def _by_frequencies(weight: Tensor, shape: Geometry, tol: float) -> Enclosure:
         taps = polyphase(weight, shape.stride, _embedded(shape), shape.dilation)
         symbol, grid = Symbol(taps), _thinned(_grid(shape, taps), taps)
         offsets = shifts(grid) if prod(grid) <= _SHIFTED else [(0.0,) * shape.dims]
-        square = min(symbol.largest(grid, offset, tol=0.1 * tol).upper for offset in offsets) * shape.copies()
+        square = math.inf
+        for offset in offsets:
+            square = min(square, symbol.largest(grid, offset, tol=0.1 * tol, unless=square).upper)
+        square *= shape.copies()
     upper = min(rounding.up(math.sqrt(square * (1 + 2.0**-50))), magnitude_norm(shape, weight))
     lower = _lower(weight, shape, max(tol, _NEAR))
     return Enclosure(lower, max(lower, upper), "frequencies of a larger grid", True)

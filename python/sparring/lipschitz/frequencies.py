@@ -106,8 +106,13 @@ class Symbol:
             return (twiddles[:, :, 0] @ self.terms[:, 0].flatten(1))[:, :, None]
         return kernels.symmetric_symbol(self.terms, twiddles)
 
-    def largest(self, grid: tuple[int, ...], shift: tuple[float, ...], *, tol: float) -> Spectrum:
-        """Of the exact Gram matrices at every point of the grid, the largest eigenvalue."""
+    def largest(
+        self, grid: tuple[int, ...], shift: tuple[float, ...], *, tol: float, unless: float = math.inf
+    ) -> Spectrum:
+        """Of the exact Gram matrices at every point of the grid, the largest eigenvalue.
+
+        Once that is known to exceed ``unless`` the rest is not looked at, and the upper end is inf.
+        """
         size = self.n if self.n == 1 else 2 * self.n
         frequencies = _halved(grid, shift)
         lower, value = self._raised(self.at(_sample(frequencies), grid, shift), 0.0)
@@ -121,9 +126,11 @@ class Symbol:
                     break
                 # Of those that may exceed the bound a few are looked at; most will not exceed what these raise it to.
                 lower, value = self._raised(_sample(pending), lower)
+                if lower > unless:
+                    return Spectrum(lower, math.inf)
                 bound = max(bound, value) * (1 + step)
                 step *= 2
-        # Cholesky to its end proves no eigenvalue of c I - G below -gamma trace (Rump 2006), and size c is not below that.
+        # Cholesky to its end proves no eigenvalue of c I - G below -gamma trace, and the trace is at most size c.
         beyond = 2 * rounding.gamma(size + 8) * size * bound + rounding.UNIT * bound
         return Spectrum(lower, (bound + beyond + self.error) * (1 + 8 * rounding.UNIT))
 

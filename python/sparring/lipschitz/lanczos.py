@@ -41,7 +41,7 @@ def largest(apply: Callable[[Tensor], Tensor], start: Tensor, *, tol: float, ste
     for k in range(1, steps + 1):
         image = apply(basis[k - 1])
         diagonal.append(float(image.dot(basis[k - 1])))
-        for _ in range(2):  # once loses what the first subtraction left over
+        for _ in range(2):  # once leaves too much in float32
             image = image - (basis[:k] @ image) @ basis[:k]
         beside.append(float(torch.linalg.vector_norm(image)))
         ended = k == steps or beside[-1] <= torch.finfo(start.dtype).eps * max(diagonal)
