@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from sparring.lipschitz import gram, rounding
+from sparring.lipschitz import gram, kernels, rounding
 from sparring.lipschitz.enclosure import Enclosure, unscaled
 
 
@@ -26,14 +26,15 @@ def enclose(matrix: Tensor, *, tol: float, certified: bool, entry_error: float =
         wide = wide.t()
     wide = wide.contiguous()
     m, n = wide.shape
-    frobenius = rounding.squares(wide)
     product = gram.gram(wide)
     # What is rounded is a share of |W| |W|^T; the norm of that is at most |W|_F^2, and at most the product of the
     # largest sums of magnitudes over rows and over columns.
-    sums = [float(wide.abs().sum(dim).max()) * (1 + rounding.gamma(m + n)) for dim in (0, 1)]
-    error = rounding.gamma(n + 2) * min(frobenius, sums[0] * sums[1] * (1 + 2.0**-50)) * (1 + 2.0**-50)
+    rows, squares = kernels.absolute_sums(wide)
+    columns = torch.linalg.vector_norm(wide, 1, dim=0) * (1 + 2 * rounding.gamma(m))
+    magnitude = min(float(squares.sum()), float(rows.max()) * float(columns.max())) * (1 + rounding.gamma(m + 8))
+    error = rounding.gamma(n + 2) * magnitude
     found = gram.top(product, tol)
-    lower = math.sqrt(rayleigh_squared(wide, found.vector))
+    lower = math.sqrt(rayleigh_squared(wide, found.vector, magnitude))
     if certified:
         margin = tol if m > gram.SMALL else 0.0
         square = gram.proven_upper(product, max(lower**2, found.value if m <= gram.SMALL else 0.0), error, 1.5 * margin)
@@ -44,11 +45,13 @@ def enclose(matrix: Tensor, *, tol: float, certified: bool, entry_error: float =
     return unscaled(Enclosure(max(0.0, lower - error), max(upper, lower) + error, method, certified), exponent)
 
 
-def rayleigh_squared(matrix: Tensor, vector: Tensor) -> float:
-    """At most ``|v^T matrix|^2 / |v|^2``, which is at most the largest eigenvalue of ``matrix matrix^T``."""
+def rayleigh_squared(matrix: Tensor, vector: Tensor, magnitude: float) -> float:
+    """At most ``|v^T matrix|^2 / |v|^2``, so at most the Gram matrix's largest eigenvalue.
+
+    ``magnitude`` bounds the square of the norm of ``|matrix|``.
+    """
     image = vector @ matrix
-    magnitudes = math.sqrt(rounding.squares(vector.abs() @ matrix.abs()))
-    lost = rounding.gamma(len(vector) + 2) * magnitudes * (1 + 2 * rounding.gamma(len(vector) + 2))
-    length = float(torch.linalg.vector_norm(image)) * (1 - rounding.gamma(image.numel() + 4))
     size = float(torch.linalg.vector_norm(vector)) * (1 + rounding.gamma(vector.numel() + 4))
-    return max(0.0, rounding.down(rounding.down((length - lost) / size) ** 2))
+    lost = rounding.gamma(len(vector) + 2) * math.sqrt(magnitude) * size * (1 + 2.0**-40)
+    length = float(torch.linalg.vector_norm(image)) * (1 - rounding.gamma(image.numel() + 4))
+    return max(0.0, rounding.down(rounding.down((length - lost) / size)) ** 2 * (1 - 2.0**-52))

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ def polyphase(weight: Tensor, stride: tuple[int, ...], before: tuple[int, ...], 
         places.append((tap, positions.setdefault(place, len(positions)), phases.setdefault(phase, len(phases))))
     taps = weight.new_zeros(len(positions), outputs, len(phases), inputs)
     for tap, at, phase_at in places:
-        of_tap = (slice(None), slice(None), *tap)
+        of_tap: tuple[Any, ...] = (slice(None), slice(None), *tap)
         taps[at, :, phase_at] = weight[of_tap]
     return Taps(torch.tensor(list(positions)), taps.flatten(2))
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +84,7 @@ class Geometry:
             x = F.pad(x, sides, mode=mode)
         with torch.backends.cudnn.flags(enabled=False):  # its transforms round as no bound here covers
             y = _CONV[self.dims](x, weight, stride=self.stride, dilation=self.dilation)
-        kept = (..., *(slice(n) for n in self.out))
+        kept: tuple[Any, ...] = (..., *(slice(n) for n in self.out))
         return y[kept]
 
     def places(self, tap: tuple[int, ...], sources: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -107,7 +108,7 @@ class Geometry:
         rows = torch.arange(prod(self.out))
         taps = list(product(*(range(k) for k in self.kernel)))
         for tap in taps:
-            of_tap = (slice(None), slice(None), *tap)
+            of_tap: tuple[Any, ...] = (slice(None), slice(None), *tap)
             place, inside = self.places(tap, sources)
             full[:, rows[inside], :, place[inside]] += weight[of_tap]
         flat = full.reshape(outputs * len(rows), -1)
