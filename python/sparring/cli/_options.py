@@ -58,11 +58,11 @@ DataDir = Annotated[
 RealImages = Annotated[int | None, typer.Option(help="Training images to use; 0: all.", rich_help_panel=DATA)]
 
 
-def image_shape(text: str) -> tuple[int, ...]:
+def image_shape(text: str, option: str = "--shape") -> tuple[int, ...]:
     try:
         shape = tuple(int(part) for part in text.split(","))
     except ValueError:
         shape = ()
     if len(shape) != 3 or min(shape) < 1:
-        raise ValueError(f"--shape {text}: give three whole numbers C,H,W, such as 1,28,28")
+        raise ValueError(f"{option} {text}: give three whole numbers C,H,W, such as 1,28,28")
     return shape

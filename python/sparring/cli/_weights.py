@@ -18,26 +18,37 @@ PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 
 def load_network(weights: Path, arch: str, input_shape: tuple[int, ...], classes: int) -> nn.Module:
     """The network that `arch` names, with the weights in the file."""
-    from torch import nn
-
-    from sparring.networks import build, load_weights
+    from sparring.networks import load_weights
 
     _check_weights(weights)
-    source = common.network(arch, "--arch")
-    if isinstance(source, str):
-        network = build(source, input_shape, classes)
-    else:
-        made = _made(source, arch, classes)
-        if not isinstance(made, nn.Module):
-            raise ValueError(f"--arch {arch} made a {type(made).__name__}; wanted is a torch.nn.Module")
-        network = made
+    network = make_network(arch, input_shape, classes)
     try:
         return load_weights(network, weights)
     except ValueError:
         raise ValueError(_mismatch(network, weights, arch, input_shape, classes)) from None
 
 
-def _made(make: Callable[..., Any], arch: str, classes: int) -> Any:
+def make_network(
+    arch: str, input_shape: tuple[int, ...], classes: int, option: str = "--arch", seed: int = 0
+) -> nn.Module:
+    """The network that `arch` names, given by this option, freshly initialised from the seed."""
+    import torch
+    from torch import nn
+
+    from sparring.networks import build
+
+    source = common.network(arch, option)
+    if isinstance(source, str):
+        return build(source, input_shape, classes, generator=torch.Generator().manual_seed(seed) if seed else None)
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(seed)
+        made = _made(source, f"{option} {arch}", classes)
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"{option} {arch} made a {type(made).__name__}; wanted is a torch.nn.Module")
+    return made
+
+
+def _made(make: Callable[..., Any], named: str, classes: int) -> Any:
     """What the class or function makes: with no argument, or with the number of classes if it needs one."""
     empty = inspect.Parameter.empty
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -46,7 +57,7 @@ def _made(make: Callable[..., Any], arch: str, classes: int) -> Any:
     if len(needed) > 1 or any(p.kind not in positional for p in needed):
         names = ", ".join(p.name for p in needed)
         raise ValueError(
-            f"--arch {arch} needs {names}, but is called with the number of classes at most: write a function that "
+            f"{named} needs {names}, but is called with the number of classes at most: write a function that "
             "makes the network, and name that"
         )
     return make(*[classes] * len(needed))

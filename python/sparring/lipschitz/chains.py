@@ -194,7 +194,7 @@ def _descend(
         while (found is None or found[0] > value + 1e-4 * step * slope) and more() and step > 1e-8:
             step /= 2
             found = evaluate(point + step * direction)
-        if found is None or found[0] >= value - 1e-8:
+        if found is None or found[0] >= value - 1e-5:
             return
         move, change = step * direction, found[1] - gradient
         if float(move @ change) > 1e-12 * float(move.norm() * change.norm()):

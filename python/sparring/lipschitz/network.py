@@ -72,6 +72,8 @@ def layer_bounds(
     A layer that normalises by the batch (batch normalisation in training mode) is refused, as are attention, products
     of two activations, whatever jumps, and every function that is not known. ``docs/lipschitz.md`` lists what is known.
     """
+    if not (math.isfinite(tol) and tol > 0):
+        raise ValueError(f"tol must be a positive number; got {tol!r}")
     if isinstance(model, Mapping):
         if data is not None:
             raise ValueError("data are for a network; a state dict alone has no Jacobian")

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from sparring._text import aligned, plural
 
+COLUMNS = ("name", "kind", "shape", "lower", "upper", "bound", "method", "certified")
+"""Of `LipschitzReport.rows`."""
+
 _HEAD = ("layer", "kind", "shape", "method", "lower", "upper", "up to here")
 
 
@@ -92,8 +95,7 @@ class LipschitzReport:
 
     def rows(self) -> list[dict[str, str | float | bool | None]]:
         """A dictionary for each layer, for a file."""
-        names = ("name", "kind", "shape", "lower", "upper", "bound", "method", "certified")
-        return [{name: getattr(layer, name) for name in names} for layer in self.layers]
+        return [{name: getattr(layer, name) for name in COLUMNS} for layer in self.layers]
 
     def table(self) -> str:
         """Layers with a constant other than 1, the bounds of the whole, and what is refused, as aligned text."""
