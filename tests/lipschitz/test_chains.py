@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparring import networks
-from sparring.lipschitz.chains import _Blocks, chain_bound
+from sparring.lipschitz.chains import Blocks, chain_bound
 from sparring.lipschitz.network import layer_bounds
 
 
@@ -82,14 +82,14 @@ def test_no_multipliers_prove_less_than_the_truth(seed: int, sizes: list[int], s
     truth = over_all_patterns(weights)
     draws = torch.Generator().manual_seed(seed)
     tried = [torch.randn(n, generator=draws, dtype=torch.float64).exp() / 4 for n in sizes[1:-1]]
-    proven = _Blocks(weights, tried, [1.0] * len(tried), [0.0] * len(weights)).positive(share * truth)
+    proven = Blocks(weights, tried, [1.0] * len(tried), [0.0] * len(weights)).positive(share * truth)
     assert not proven or share >= 1
 
 
 def test_proof_succeeds_from_the_bound_on_and_fails_below_it() -> None:
     weights = [weight.double() for weight in random_weights(3, (2, 3, 2))]
     multipliers = [torch.full((3,), 1 / norm(weights[0]) ** 2, dtype=torch.float64)]
-    blocks = _Blocks(weights, multipliers, [1.0], [0.0, 0.0])
+    blocks = Blocks(weights, multipliers, [1.0], [0.0, 0.0])
     product = norm(weights[0]) * norm(weights[1])
     assert blocks.positive(product * (1 + 1e-7))
     assert not blocks.positive(over_all_patterns(weights) * 0.999)

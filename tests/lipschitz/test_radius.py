@@ -31,7 +31,9 @@ def digits() -> data.Dataset:
 def contracting() -> nn.Module:
     """A perceptron for the digits, trained with no layer's norm above 1."""
     train = data.load("digits", split="train")
-    model = networks.build("mlp", train.input_shape, 10)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        model = networks.mlp((64, 48, 48, 10))
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     draws = torch.Generator().manual_seed(0)
     for _ in range(150):
@@ -63,8 +65,8 @@ def withstands(model: nn.Module, x: Tensor, y: Tensor, radius: Tensor) -> None:
 
 
 def test_no_attack_within_a_radius(contracting: nn.Module, digits: data.Dataset) -> None:
-    x, y = digits.images, digits.labels
-    for local in (False, True):
+    for local, count in ((False, len(digits)), (True, 120)):
+        x, y = digits.images[:count], digits.labels[:count]
         radius = certified_radius(contracting, x, y, local=local)
         right = contracting(x).argmax(1) == y
         assert bool((radius[~right] == 0).all())
@@ -76,11 +78,12 @@ def test_no_attack_within_a_radius(contracting: nn.Module, digits: data.Dataset)
 
 
 def test_local_radii_are_larger(contracting: nn.Module, digits: data.Dataset) -> None:
-    x, report = digits.images[:100], layer_bounds(contracting, digits.input_shape)
+    x, report = digits.images[:60], layer_bounds(contracting, digits.input_shape)
     plain = certified_radius(contracting, x, report=report)
     local = certified_radius(contracting, x, report=report, local=True)
     assert bool((local >= plain).all())
-    assert torch.equal(certified_radius(contracting, x), plain)
+    assert float((local > 1.01 * plain).double().mean()) > 0.3
+    torch.testing.assert_close(certified_radius(contracting, x), plain)
 
 
 def test_closed_form_of_a_linear_classifier() -> None:
@@ -114,7 +117,7 @@ def test_classes_given_or_not(contracting: nn.Module, digits: data.Dataset) -> N
     assert certified_radius(contracting, x[:0]).shape == (0,)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 500), radius=st.sampled_from([0.0, 0.05, 0.5, 5.0]))
 def test_local_bounds_hold_in_the_ball(seed: int, radius: float) -> None:
     """Jacobians inside the ball, and differences between points of it, stay below the bound."""
@@ -136,24 +139,41 @@ def test_local_bounds_hold_in_the_ball(seed: int, radius: float) -> None:
         assert bool((moved <= float(upper) * torch.pdist(points) + 1e-12).all())
 
 
-def test_local_bounds_between_the_closed_form_and_the_product(contracting: nn.Module, digits: data.Dataset) -> None:
-    """At radius 0 the product of norms without the units that are off; far away nothing is off."""
+def test_local_bounds_below_the_product_and_the_whole(contracting: nn.Module, digits: data.Dataset) -> None:
+    """At radius 0 no more than the product of norms without the units that are off; far away that of the network."""
     x = digits.images[:20]
-    weights = [layer.weight.detach().double() for layer in contracting if isinstance(layer, nn.Linear)]
-    product = math.prod(float(torch.linalg.matrix_norm(weight, 2)) for weight in weights)
-    assert local_bound(contracting, x, 1e6).tolist() == pytest.approx([product] * 20, rel=1e-3)
+    whole = layer_bounds(contracting, digits.input_shape).upper
+    assert local_bound(contracting, x, 1e6).tolist() == pytest.approx([whole] * 20, rel=1e-3)
     here = local_bound(contracting, x, 0)
     wide = copy.deepcopy(contracting).double()
-    first = wide[:3](x.double()) > 0
-    second = wide[:5](x.double()) > 0
+    weights = [layer.weight.detach() for layer in wide if isinstance(layer, nn.Linear)]
+    first, second = (wide[:count](x.double()) > 0 for count in (3, 5))
     for i in range(len(x)):
         parts = (weights[0][first[i]], weights[1][second[i]][:, first[i]], weights[2][:, second[i]])
-        expected = math.prod(float(torch.linalg.matrix_norm(part, 2)) for part in parts)
-        assert expected * (1 - 1e-12) <= float(here[i]) <= expected * (1 + 1e-3)
+        jacobian = parts[2] @ parts[1] @ parts[0]
+        assert float(torch.linalg.matrix_norm(jacobian, 2)) <= float(here[i])
+        product = math.prod(float(torch.linalg.matrix_norm(part, 2)) for part in parts)
+        assert float(here[i]) <= product * (1 + 1e-3)
+    assert float(here.max()) < 0.97 * whole
     radii = torch.linspace(0, 2, 20)
     several = local_bound(contracting, x, radii)
     assert several[7] == pytest.approx(float(local_bound(contracting, x[7:8], float(radii[7]))[0]), rel=1e-6)
     assert bool((several >= here * (1 - 1e-6)).all())
+
+
+def test_one_layer_and_two() -> None:
+    """One has its norm everywhere; of two the bound is, where every unit is on or off, above the linear map's."""
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    one = nn.Linear(4, 3)
+    norm = float(torch.linalg.matrix_norm(one.weight.detach().double(), 2))
+    assert local_bound(one, x, 0.3).tolist() == pytest.approx([norm] * 5, rel=2e-4)
+    two = networks.mlp((4, 6, 3))
+    with torch.no_grad():
+        two.linear1.bias.copy_(torch.tensor([9.0, -9.0, 9.0, -9.0, -9.0, -9.0]))
+    left = two.linear2.weight[:, [0, 2]].detach().double() @ two.linear1.weight[[0, 2]].detach().double()
+    found = local_bound(two, x, 0.5)
+    assert bool((found >= torch.linalg.matrix_norm(left, 2)).all())
+    assert bool((found < 0.9 * local_bound(two, x, 100.0)).all())
 
 
 @pytest.mark.parametrize("exponent", [-600, 600])
@@ -216,7 +236,9 @@ def test_no_attack_within_a_radius_on_mnist(shared: Path) -> None:
     report = layer_bounds(model, (1, 28, 28))
     assert report.upper < 0.65 * report.product
     plain = certified_radius(model, x, y, report=report)
-    radius = certified_radius(model, x, y, report=report, local=True)
     assert float(plain.median()) > 0.3
-    assert bool((radius >= plain).all())
-    withstands(model, x, y, radius)
+    withstands(model, x, y, plain)
+    x, y = x[:60], y[:60]
+    local = certified_radius(model, x, y, report=report, local=True)
+    assert float(local.mean()) > 1.08 * float(plain[:60].mean())
+    withstands(model, x, y, local)

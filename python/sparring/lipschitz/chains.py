@@ -15,7 +15,7 @@ tridiagonal matrix, once another block has taken the last term (Schur complement
     [                          2 T_{l-1} / h_{l-1}  W_l^T ]
     [                               W_l             L^2 I ]
 
-Multipliers may come from anywhere: `_Blocks.positive` proves the matrix positive definite by one factorisation.
+Multipliers may come from anywhere: `Blocks.positive` proves the matrix positive definite by one factorisation.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ def chain_bound(
     matrices = [matrix for matrix, _ in scaled]
     inner = [m if k == 0 else m * limits[k - 1] for k, m in enumerate(matrices)]  # for slopes in [0, 1]
     upper = math.inf
-    for units, square in _candidates(inner, improve):
+    for units, square in candidates(inner, improve):
         multipliers = [1 / (2 * unit * h) for unit, h in zip(units, limits, strict=True)]
-        upper = _verified(_Blocks(matrices, multipliers, limits, errors), square)
+        upper = _verified(Blocks(matrices, multipliers, limits, errors), square)
         if upper < math.inf:
             break
     return rounding.times_power(upper, sum(exponent for _, exponent in scaled), math.inf)
@@ -113,7 +113,7 @@ def _check(matrices: Sequence[Tensor], limits: Sequence[float], errors: Sequence
 # where A_1 = W_1 W_1^T and A_{k+1} = W_{k+1} M_k (M_k - A_k / 4)^-1 M_k W_{k+1}^T; and L^2 = lambda_max(A_l).
 
 
-def _candidates(weights: Sequence[Tensor], improve: bool) -> Iterator[tuple[list[Tensor], float]]:
+def candidates(weights: Sequence[Tensor], improve: bool) -> Iterator[tuple[list[Tensor], float]]:
     """Multipliers and the L^2 they give; others, larger, where no proof is found with the first."""
     closed = _closed_form(weights)
     if improve:
@@ -220,7 +220,7 @@ def _inverse_hessian_times(gradient: Tensor, pairs: Sequence[tuple[Tensor, Tenso
 # --- Proof ----------------------------------------------------------------------------------------------------------
 
 
-class _Blocks:
+class Blocks:
     """The matrix of the module's text, rows and columns scaled by powers of two so that its diagonal is near 1.
 
     Attributes
@@ -243,13 +243,12 @@ class _Blocks:
         units, sizes = [first.new_ones(first.shape[1])], [first.new_ones(first.shape[1])]
         for t, h in zip(multipliers, limits, strict=True):
             value = torch.nextafter(2 * t / h, t.new_zeros(()))
-            units.append(_power(value))
+            units.append(power_near_root(value))
             sizes.append(value * units[-1] ** 2)  # exact, as is every product with a power of two
         rows = [unit * t for unit, t in zip(units[1:], multipliers, strict=True)]
         self.below = [-row[:, None] * w * unit for row, w, unit in zip(rows, matrices, units, strict=False)]
         self.below.append(last * units[-1])
         self.diagonal = [torch.diag(size) for size in sizes]
-        self._output = len(last)
         lost = [e + 2 * rounding.UNIT for e in errors]
         first_lost, within = lost[0], 0.0
         if first.shape[1] > first.shape[0]:
@@ -263,8 +262,8 @@ class _Blocks:
 
     def positive(self, upper: float) -> bool:
         """Whether the matrix with L = `upper` is proven to have no negative eigenvalue."""
-        square = self.below[-1].new_full((self._output,), rounding.down(upper * upper))
-        unit = _power(square)
+        square = self.below[-1].new_full((len(self.below[-1]),), rounding.down(upper * upper))
+        unit = power_near_root(square)
         diagonal = [*self.diagonal, torch.diag(square * unit**2)]
         below = [*self.below[:-1], self.below[-1] * unit[:, None]]
         error = self.error * max(1.0, float(unit[0]))
@@ -282,9 +281,10 @@ class _Blocks:
         return False
 
 
-def _power(value: Tensor) -> Tensor:
+def power_near_root(value: Tensor) -> Tensor:
     """The power of two near the root of the reciprocal."""
-    return torch.ldexp(torch.ones_like(value), -(torch.frexp(value).exponent // 2))
+    exponent = -(torch.frexp(value).exponent.to(torch.int64) // 2)
+    return ((exponent + 1023) << 52).view(torch.float64)  # by its bits, so exactly
 
 
 def _columns(diagonal: Sequence[Tensor], below: Sequence[Tensor], margin: float) -> Callable[[int], Tensor]:
@@ -299,7 +299,7 @@ def _columns(diagonal: Sequence[Tensor], below: Sequence[Tensor], margin: float)
     return column
 
 
-def _verified(blocks: _Blocks, square: float) -> float:
+def _verified(blocks: Blocks, square: float) -> float:
     """The least L, of those a little above the root of `square`, for which the matrix is proven positive definite."""
     for slack in _SLACK:
         upper = rounding.up(math.sqrt(square * (1 + slack)))

@@ -12,6 +12,7 @@ from sparring.lipschitz import kernels, rounding
 from sparring.lipschitz.dense_chains import whole_chain
 from sparring.lipschitz.gains.gain import Gain
 from sparring.lipschitz.graph import Graph
+from sparring.lipschitz.masked import LARGEST, MaskedChain
 
 _MEMORY = 2**28  # bytes for the matrices of as many examples as fit at a time
 _ABOVE = 1e-4  # how far above the largest eigenvalue found a proof is first tried, relatively
@@ -20,9 +21,11 @@ _ABOVE = 1e-4  # how far above the largest eigenvalue found a proof is first tri
 def local_bound(model: nn.Module, x: Tensor, radius: float | Tensor) -> Tensor:
     """Bound the Lipschitz constant of a dense ReLU network in a ball around each example.
 
-    A unit whose input stays negative in the whole ball gives 0 there, whatever the input: it is taken out of the
-    layers' matrices, and the bound is the product of the norms of what is left. A unit's input changes in the ball by
-    at most radius times the norm of its weights for units that are left, times the bound up to the layer before.
+    A unit whose input stays negative in the whole ball gives 0 there, whatever the input, and is left out. The bound is
+    the lesser of two: the product of the norms of what is left of the layers' matrices, and LipSDP for what is left of
+    the network (`sparring.lipschitz.chain_bound`), with the multipliers of the whole one. A unit's input changes in the
+    ball by at most radius times the norm of its weights for units that are left, times the bound up to the layer
+    before.
 
     Parameters
     ----------
@@ -74,10 +77,13 @@ class DenseRelu:
             found = f", but there is {', '.join(there)}" if there else ""
             raise ValueError(f"model must be a chain of linear layers with ReLU between them{found}")
         self._layers = [_Layer(gain) for gain in chain.gains]
+        weights = [layer.weight for layer in self._layers]
+        self._before, self._after = _masked(weights[:-1]), _masked(weights)
 
     def bounds(self, x: Tensor, radii: Tensor) -> tuple[Tensor, Tensor]:
         """Of what the last layer is given, and of its result, in balls of these radii: float64 (B,) each."""
-        rows = max(1, _MEMORY // (8 * max(layer.weight.numel() for layer in self._layers)))
+        chains = [chain.size**2 for chain in (self._before, self._after) if chain is not None]
+        rows = max(1, _MEMORY // (8 * max(*(layer.weight.numel() for layer in self._layers), *chains, 1)))
         before, after = torch.empty_like(radii), torch.empty_like(radii)
         for begin in range(0, len(x), rows):
             some = slice(begin, begin + rows)
@@ -87,6 +93,7 @@ class DenseRelu:
     def _bounds(self, x: Tensor, radii: Tensor) -> tuple[Tensor, Tensor]:
         value, lost = x, torch.zeros_like(x)  # of each unit, and how far it may be off
         left = torch.ones_like(x)  # 1 for units that are not constant in the ball
+        hidden: list[Tensor] = []
         before = bound = torch.ones_like(radii)
         for layer in self._layers:
             before = bound
@@ -98,7 +105,20 @@ class DenseRelu:
                 remain = (value + slack >= 0).to(value.dtype)
             bound = bound * layer.norms(remain, left) * (1 + 4 * rounding.UNIT)
             value, left = value.clamp(min=0), remain
+            hidden.append(remain)
+        if self._before is not None:
+            before = torch.minimum(before, self._before.bounds(hidden[:-2], hidden[-2]))
+        if self._after is not None:
+            bound = torch.minimum(bound, self._after.bounds(hidden[:-1], hidden[-1]))
         return before, bound
+
+
+def _masked(weights: Sequence[Tensor]) -> MaskedChain | None:
+    """LipSDP of layers, if there are several, and none so large that it would take too long."""
+    units = sum(len(weight) for weight in weights) + min(weights[0].shape) if weights else 0
+    if len(weights) < 2 or units > LARGEST or not all(bool(weight.any()) for weight in weights):
+        return None
+    return MaskedChain(weights)
 
 
 class _Layer:

@@ -13,7 +13,7 @@ from sparring.lipschitz.local import DenseRelu, check_examples
 from sparring.lipschitz.network import layer_bounds
 from sparring.lipschitz.report import LipschitzReport
 
-_HALVINGS = 12
+_CHORDS, _LESS = 3, 0.02
 _BATCH = 256
 
 
@@ -96,18 +96,24 @@ def _apart(head: Tensor, classes: Tensor) -> Tensor:
 
 
 def _local(model: nn.Module, x: Tensor, margins: Tensor, apart: Tensor | None, radius: Tensor) -> Tensor:
-    """The largest radius found by halving for which the bounds in that ball give at least as much."""
+    """Larger radii, for which the bounds in that ball give at least as much."""
     network = DenseRelu(model, x.shape[1:])
 
     def given(radii: Tensor) -> Tensor:
         features, whole = network.bounds(x, radii)
         return _radius(margins, apart, features, whole)
 
-    low, high = radius, given(torch.zeros_like(radius))  # bounds grow with the ball
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        held = given(middle) >= middle
-        low, high = torch.where(held & (middle > low), middle, low), torch.where(held, high, middle)
+    # What is given falls as the ball grows. Where it meets the radius is found by chords, each time a little less.
+    low, given_low = radius, torch.maximum(given(radius), radius)
+    high, given_high = given_low, given(given_low)
+    for _ in range(_CHORDS):
+        above, below = given_low - low, high - given_high
+        share = (above / (above + below)).nan_to_num(nan=0.0).clamp(0, 1)
+        tried = low + (high - low) * share * (1 - _LESS)
+        found = given(tried)
+        held = found >= tried
+        low, given_low = torch.where(held, tried, low), torch.where(held, found, given_low)
+        high, given_high = torch.where(held, high, tried), torch.where(held, given_high, found)
     return low
 
 
