@@ -38,7 +38,7 @@ def test_encloses_the_largest_singular_value(part: int) -> None:
     ``SPARRING_CASES=10000`` for more of them.
     """
     gaps: dict[str, list[float]] = {}
-    for layer in layers(CASES // _PARTS, seed=part):
+    for layer in layers(-(-CASES // _PARTS), seed=part):
         sigma, found = _largest(layer.operator()), _enclose(layer)
         assert found.lower <= sigma <= found.upper, f"{layer}: {sigma} is not in {found}"
         assert found.certified
