@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sparring import networks
 from sparring.lipschitz.chains import Blocks, chain_bound
+from sparring.lipschitz.masked import MaskedChain
 from sparring.lipschitz.network import layer_bounds
 
 
@@ -93,6 +94,22 @@ def test_proof_succeeds_from_the_bound_on_and_fails_below_it() -> None:
     product = norm(weights[0]) * norm(weights[1])
     assert blocks.positive(product * (1 + 1e-7))
     assert not blocks.positive(over_all_patterns(weights) * 0.999)
+
+
+@settings(max_examples=25)
+@given(seed=st.integers(0, 1000), sizes=st.lists(st.integers(1, 5), min_size=3, max_size=4))
+def test_without_some_units(seed: int, sizes: list[int]) -> None:
+    """Of the chain without them, for several choices at once: at least all patterns, at most the whole chain's."""
+    weights = [weight.double() for weight in random_weights(seed, sizes)]
+    draws = torch.Generator().manual_seed(seed)
+    masks = [torch.randint(2, (6, n), generator=draws).double() for n in sizes[1:]]
+    found = MaskedChain(weights).bounds(masks[:-1], masks[-1])
+    for i in range(6):
+        left = [w * masks[k][i][:, None] for k, w in enumerate(weights)]
+        assert over_all_patterns(left) * (1 - 1e-12) <= float(found[i])
+    everything = MaskedChain(weights).bounds([mask * 0 + 1 for mask in masks[:-1]], masks[-1] * 0 + 1)
+    assert bool((found <= everything * (1 + 1e-5)).all())
+    assert float(everything[0]) == pytest.approx(chain_bound(weights), rel=1e-4)
 
 
 def test_slopes_scale_the_bound() -> None:

@@ -28,7 +28,8 @@ class MaskedChain:
         scaled = [rounding.scaled(weight) for weight in weights]
         matrices = [matrix for matrix, _ in scaled]
         self._factor = math.ldexp(1.0, sum(exponent for _, exponent in scaled))
-        units, _ = next(iter(candidates(matrices, improve=True)))
+        units, whole = next(iter(candidates(matrices, improve=True)))
+        self._least = whole * 2.0**-24  # squares below are not tried: rounding would be too much of them
         ones = [1.0] * len(units)
         blocks = Blocks(matrices, [1 / (2 * unit) for unit in units], ones, [0.0] * len(matrices))
         self._error, self._output = blocks.error, blocks.below[-1]
@@ -64,7 +65,7 @@ class MaskedChain:
         output = self._output * rows[:, :, None] * left[:, None, :]
         factor, info = torch.linalg.cholesky_ex(inner)
         root = torch.linalg.solve_triangular(factor, output.mT, upper=False)
-        squares = kernels.top_eigenpair(root.mT @ root, tol=1e-7).value.clamp(min=2.0**-200)
+        squares = kernels.top_eigenpair(root.mT @ root, tol=1e-7).value.clamp(min=self._least)
         upper = torch.full_like(squares, torch.inf)
         for slack in _SLACK:
             pending = (upper.isinf() & (info == 0) & squares.isfinite()).nonzero()[:, 0]
