@@ -132,7 +132,10 @@ def alexnet(input_shape: Sequence[int], outputs: int) -> nn.Sequential:
     the same pooling, dropout .5, Dense4096, dropout .5, Dense4096, Dense. Convolutions are padded by 2, 2, 1, 1, 1.
     """
     channels, height, width = _image_shape(input_shape, smallest=63)
-    halved = lambda size: (size - 3) // 2 + 1  # noqa: E731
+
+    def halved(size: int) -> int:
+        return (size - 3) // 2 + 1
+
     rows, columns = (halved(halved(halved((size - 7) // 4 + 1))) for size in (height, width))
     return nn.Sequential(
         OrderedDict[str, nn.Module](

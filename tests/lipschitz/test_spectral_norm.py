@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from made_layers import Layer, layers
 from torch import Tensor
 
+from made_layers import Layer, layers
 from sparring.lipschitz import Enclosure, spectral_norm
 
 CASES = int(os.environ.get("SPARRING_CASES", "1400"))

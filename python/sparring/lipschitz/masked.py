@@ -33,7 +33,7 @@ class MaskedChain:
         ones = [1.0] * len(units)
         blocks = Blocks(matrices, [1 / (2 * unit) for unit in units], ones, [0.0] * len(matrices))
         self._error, self._output = blocks.error, blocks.below[-1]
-        self._inner = torch.block_diag(*blocks.diagonal)
+        self._inner = torch.block_diag(*blocks.diagonal)  # type: ignore[no-untyped-call]
         begin = 0
         for block, below in zip(blocks.diagonal, blocks.below[:-1], strict=False):
             middle, end = begin + len(block), begin + len(block) + len(below)
