@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `import simt` and others
 from browser import CHROMIUM
@@ -46,6 +50,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if absent:
         items[:] = [item for item in items if item not in absent]
         config.hook.pytest_deselected(items=absent)
+
+
+@pytest.fixture(
+    scope="module",
+    params=["cpu", pytest.param("simt", marks=pytest.mark.simt), pytest.param("cuda", marks=pytest.mark.cuda)],
+)
+def run(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """``run(kernel, *args)`` on every backend, for tensors on the CPU, results there too."""
+    if request.param == "simt":
+        import simt
+
+        orders = cycle([simt.SimtOps(simt.load(), seed=seed) for seed in range(3)])
+        return lambda kernel, *args, **kwargs: next(orders).call(kernel, *args, **kwargs)
+    if request.param == "cuda":
+        return lambda kernel, *args, **kwargs: _move(kernel(*_move(args, "cuda"), **kwargs), "cpu")
+    return lambda kernel, *args, **kwargs: kernel(*args, **kwargs)
+
+
+def _move(value: Any, device: str) -> Any:
+    if isinstance(value, tuple):
+        moved = (_move(v, device) for v in value)
+        return type(value)(*moved) if hasattr(value, "_fields") else tuple(moved)
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 @pytest.fixture

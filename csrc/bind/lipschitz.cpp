@@ -9,11 +9,11 @@ namespace sparring {
 namespace {
 
 template <class Real>
-void symmetric_symbol(Place place, std::int64_t frequencies, std::int64_t size, std::int64_t lags, std::int64_t lines, Address lag,
-                      Address twiddle, Address out) {
-  const std::int64_t groups = (frequencies + kFrequenciesPerRow - 1) / kFrequenciesPerRow;
-  launch(SymmetricSymbol<Real>{groups * ((size + lines - 1) / lines), lines * size, frequencies, size, lags, lines,
-                               at<const Real>(lag), at<const Real>(twiddle), at<Real>(out)},
+void symmetric_symbol(Place place, std::int64_t frequencies, std::int64_t size, std::int64_t lags, std::int64_t entries,
+                      Address lag, Address twiddle, Address out) {
+  const std::int64_t few = (frequencies + kFrequenciesPerRow - 1) / kFrequenciesPerRow;
+  launch(SymmetricSymbol<Real>{(size * size + entries - 1) / entries * few, entries, frequencies, size, lags, at<const Real>(lag),
+                               at<const Real>(twiddle), at<Real>(out)},
          place);
 }
 

@@ -11,6 +11,13 @@
 #define SPARRING_FN inline __attribute__((always_inline))
 #endif
 
+// Before a short loop over what should stay in registers.
+#if defined(__clang__) || defined(__CUDACC__)
+#define SPARRING_UNROLL _Pragma("unroll")
+#else
+#define SPARRING_UNROLL _Pragma("GCC unroll 8")
+#endif
+
 // Kernels live in a namespace of their instruction set, so that no two of them share a symbol.
 #ifndef SPARRING_ISA_NAMESPACE
 #define SPARRING_ISA_NAMESPACE baseline

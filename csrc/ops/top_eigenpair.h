@@ -1,13 +1,13 @@
 // The largest eigenvalue of every one of many symmetric matrices, and its unit vector, as near as an iteration comes: no bound.
 //
-// Conjugate gradients for the Rayleigh quotient theta(x) = x.Gx / x.x (Bradbury & Fletcher, "New iterative methods for solution of the
-// eigenproblem", Numer. Math. 9, 1966; beta of Polak & Ribiere, not below 0): a step goes to the best vector in the span of x and the
-// direction p, by the 2 x 2 problem in closed form, and costs one product Gp, for Gx is carried along. It is computed anew every
-// kStepsBetween steps and before the end, so that value and residual are those of the vector that is written.
+// Conjugate gradients for the Rayleigh quotient theta(x) = x.Gx / x.x (Bradbury & Fletcher, "New iterative methods for solution of
+// the eigenproblem", Numer. Math. 9, 1966; beta of Polak & Ribiere, not below 0): a step goes to the best vector in the span of x
+// and the direction p, by the 2 x 2 problem in closed form, and costs one product Gp, for Gx is carried along. It is computed anew
+// every kStepsBetween steps and before the end, so that value and residual are those of the vector that is written.
 //
-// Ends where |Gx - theta x| <= tolerance |theta|, after `steps` steps, or where no direction is left. The value is that of an eigenvector
-// whatever happens, but of another one if the start has nothing of the top one; a start of zeros counts as ones. Entries from 1e-100 to
-// 1e100 do not overflow. NaN or inf in a matrix end the iteration at once with NaN as the value.
+// Ends where |Gx - theta x| <= tolerance |theta|, after `steps` steps, or where no direction is left. theta never falls, up to
+// rounding; where the start has nothing of the top eigenvector, it comes to an eigenvalue below. A start of zeros counts as ones.
+// Entries from 1e-100 to 1e100 do not overflow. NaN or inf in a matrix end the iteration at once, with NaN or inf as the value.
 #pragma once
 
 #include "core/tensor_view.h"
@@ -77,7 +77,8 @@ SPARRING_FN void run_row(Team team, const TopEigenpair<Real>& a, int64_t row, in
 
   const bool any = team.sum(n, [=](int64_t i) { return double(start[i]) * double(start[i]); }) > 0;
   team.each(n, [=](int64_t i) { x[i] = any ? start[i] : Real(1); });
-  auto [theta, rr] = rayleigh_residual(team, n, matrix, x, g, r);
+  const auto first = rayleigh_residual(team, n, matrix, x, g, r);
+  double theta = first.first, rr = first.second;
   team.each(n, [=](int64_t i) { p[i] = r[i]; });
   int64_t step = 0, exact_at = 0;
   const auto make_exact = [&] {

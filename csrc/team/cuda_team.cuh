@@ -93,12 +93,11 @@ struct LaneStrip {
     if (lane() == at) to[at] = value;
   }
   __device__ __forceinline__ void store(Real* to) const { to[lane()] = number; }
-  __device__ __forceinline__ void store(Real* to, int64_t count) const {
-    if (lane() < count) to[lane()] = number;
+  __device__ __forceinline__ void store(Real* to, const Lines& lines) const {
+    const int64_t entry = lines.first + lane(), line = entry / lines.length;
+    if (lane() < lines.count) to[line * lines.stride + entry - line * lines.length] = number;
   }
-  __device__ __forceinline__ void add_to_one(int64_t at, Real value) {
-    if (lane() == at) number += value;
-  }
+  __device__ __forceinline__ void subtract(LaneStrip strip) { number -= strip.number; }
   __device__ __forceinline__ void add_product(LaneStrip strip, Real factor) { number += strip.number * factor; }
   __device__ __forceinline__ void subtract_product(LaneStrip strip, Real factor) { number -= strip.number * factor; }
   __device__ __forceinline__ void scale(Real factor) { number *= factor; }

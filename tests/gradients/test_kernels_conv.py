@@ -20,27 +20,6 @@ FORMS = [torch.channels_last, torch.contiguous_format]
 DTYPES = [torch.float32, torch.float64]
 
 
-@pytest.fixture(
-    scope="module",
-    params=["cpu", pytest.param("simt", marks=pytest.mark.simt), pytest.param("cuda", marks=pytest.mark.cuda)],
-)
-def run(request: pytest.FixtureRequest) -> Run:
-    """``run(kernel, *args)`` for tensors on the CPU, results there too."""
-    if request.param == "simt":
-        import simt
-
-        return simt.SimtOps(simt.load(), seed=1).call
-    if request.param == "cuda":
-        return lambda kernel, *args, **kwargs: _move(kernel(*_move(args, "cuda"), **kwargs), "cpu")
-    return lambda kernel, *args, **kwargs: kernel(*args, **kwargs)
-
-
-def _move(value: Any, device: str) -> Any:
-    if isinstance(value, tuple):
-        return tuple(_move(v, device) for v in value)
-    return value.to(device) if isinstance(value, Tensor) else value
-
-
 # (B, C, H, W), kernel, stride, padding, ceil_mode
 POOLINGS = [
     ((2, 32, 8, 6), (2, 2), (2, 2), (0, 0), False),

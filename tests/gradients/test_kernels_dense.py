@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import cycle
 from typing import Any
 
 import pytest
@@ -26,30 +25,6 @@ TORCHS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "softplus": F.softplus,
 }
-
-
-@pytest.fixture(
-    scope="module",
-    params=["cpu", pytest.param("simt", marks=pytest.mark.simt), pytest.param("cuda", marks=pytest.mark.cuda)],
-)
-def run(request: pytest.FixtureRequest) -> Run:
-    """``run(kernel, *args)`` for tensors on the CPU, results there too."""
-    if request.param == "simt":
-        import simt
-
-        module = simt.load()
-        orders = cycle([simt.SimtOps(module, seed=seed) for seed in range(3)])
-        return lambda kernel, *args, **kwargs: next(orders).call(kernel, *args, **kwargs)
-    if request.param == "cuda":
-        return lambda kernel, *args, **kwargs: _move(kernel(*_move(args, "cuda"), **kwargs), "cpu")
-    return lambda kernel, *args, **kwargs: kernel(*args, **kwargs)
-
-
-def _move(value: Any, device: str) -> Any:
-    if isinstance(value, tuple):
-        moved = (_move(v, device) for v in value)
-        return type(value)(*moved) if hasattr(value, "_fields") else tuple(moved)
-    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _generator(seed: int = 0) -> torch.Generator:

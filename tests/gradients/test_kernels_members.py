@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -16,26 +15,6 @@ from torch import Tensor
 from sparring.gradients import kernels
 
 Run = Callable[..., Any]
-
-
-@pytest.fixture(
-    scope="module",
-    params=["cpu", pytest.param("simt", marks=pytest.mark.simt), pytest.param("cuda", marks=pytest.mark.cuda)],
-)
-def run(request: pytest.FixtureRequest) -> Run:
-    """``run(kernel, tensor)`` for a tensor on the CPU, results there too."""
-    if request.param == "simt":
-        import simt
-
-        orders = cycle([simt.SimtOps(simt.load(), seed=seed) for seed in range(3)])
-        return lambda kernel, tensor: next(orders).call(kernel, tensor)
-    if request.param == "cuda":
-        return lambda kernel, tensor: _to_cpu(kernel(tensor.cuda()))
-    return lambda kernel, tensor: kernel(tensor)
-
-
-def _to_cpu(value: Any) -> Any:
-    return value.cpu() if isinstance(value, Tensor) else type(value)(*(part.cpu() for part in value))
 
 
 def _normal(*shape: int, seed: int = 0) -> Tensor:

@@ -11,10 +11,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, float32, float64, int64
+from torch.nn import functional as F
 
 from sparring import _bridge as bridge
 
-_CACHE = 2**17  # bytes of lags that stay near while frequencies pass
+_WIDEST = 32  # numbers that a kernel works on at once, at most
+_CACHE = 24 * 1024  # bytes of lags that stay near while frequencies pass
 _SCRATCH = 2**30  # bytes of scratch memory at most, on a device
 
 
@@ -68,14 +70,18 @@ def symmetric_symbol(lags: Tensor, twiddles: Tensor) -> Tensor:
     _same_kind(twiddles, "twiddles", lags, "lags")
     lags, twiddles = lags.contiguous(), twiddles.contiguous()
     out = torch.empty(len(twiddles), 2 * size, 2 * size, dtype=lags.dtype, device=lags.device)
-    lines = max(1, min(size, _CACHE // (2 * max(1, count) * size * lags.element_size())))
+    # Groups of entries, each of them together for all lags.
+    near = _CACHE // (2 * max(1, count) * lags.element_size())
+    entries = max(1, min(near // _WIDEST, -(-size * size // _WIDEST))) * _WIDEST
+    padded = F.pad(lags.reshape(count, 2, size * size), (0, -size * size % entries))
+    lags = padded.unflatten(2, (-1, entries)).permute(2, 0, 1, 3).contiguous()
     bridge.native.symmetric_symbol(
         lags.dtype is float64,
         *bridge.place_of(lags, "lags"),
         len(twiddles),
         size,
         count,
-        lines,
+        entries,
         lags.data_ptr(),
         twiddles.data_ptr(),
         out.data_ptr(),
@@ -137,7 +143,7 @@ def top_eigenpair(matrices: Tensor, start: Tensor | None = None, steps: int = 20
     -------
     TopEigenpair
         ``value`` is the vector's Rayleigh quotient, so up to rounding no larger than the largest eigenvalue, and
-        ``residual`` away from some eigenvalue at most. NaN for a matrix that has NaN or inf.
+        ``residual`` away from some eigenvalue at most. NaN or inf for a matrix that has NaN or inf.
 
     Raises
     ------
