@@ -74,7 +74,7 @@ def symmetric_symbol(lags: Tensor, twiddles: Tensor) -> Tensor:
     near = _CACHE // (2 * max(1, count) * lags.element_size())
     entries = max(1, min(near // _WIDEST, -(-size * size // _WIDEST))) * _WIDEST
     padded = F.pad(lags.reshape(count, 2, size * size), (0, -size * size % entries))
-    lags = padded.unflatten(2, (-1, entries)).permute(2, 0, 1, 3).contiguous()
+    lags = padded.view(count, 2, padded.shape[2] // entries, entries).permute(2, 0, 1, 3).contiguous()
     bridge.native.symmetric_symbol(
         lags.dtype is float64,
         *bridge.place_of(lags, "lags"),
