@@ -91,6 +91,7 @@ def test_branches_add_up_and_stand_side_by_side() -> None:
     assert report.head is None
     names = [layer.name for layer in report.layers]
     assert names[:2] == ["0.inner", "0.add"]
+    assert report.layers[1].upper is None
     assert "1.left" in names
     holds(report, model, (6,))
 
@@ -154,7 +155,9 @@ def test_preprocessing_counts() -> None:
     model = networks.build("mlp", (1, 4, 4), 3)
     whole = attacks._model.preprocessed(model, {"mean": 0.5, "std": 0.25}, images)
     inside = layer_bounds(model, (1, 4, 4), chains=False).upper
-    assert layer_bounds(whole, (1, 4, 4), chains=False).upper == pytest.approx(4 * inside)
+    report = layer_bounds(whole, (1, 4, 4), chains=False)
+    assert report.upper == pytest.approx(4 * inside)
+    assert [layer.upper for layer in report.layers[:2]] == [1, pytest.approx(4)]
 
 
 def test_nothing_of_the_model_is_touched() -> None:
@@ -329,6 +332,9 @@ def test_bad_arguments_are_named() -> None:
         empirical_lower_bound(model, torch.ones(2, 3, dtype=torch.int64))
     with pytest.raises(ValueError, match="at least one example"):
         empirical_lower_bound(model, torch.ones(0, 3))
+    with pytest.raises(ValueError, match="tol must be a positive number"):
+        layer_bounds(model, 3, tol=0.0)
+    assert layer_bounds(model, 3).upper == layer_bounds(model, (3,)).upper
     report = layer_bounds(model, (4,))  # does not fit: the layer fails, and says so
     assert report.refused[0][0] == "0"
     assert "fails" in report.refused[0][1]

@@ -174,14 +174,14 @@ class Graph:
             return
         name, kind = self._named(node)
         tensors = [tensor for n in node.all_input_nodes for tensor in _tensors(self._values[n])]
-        versions = [tensor._version for tensor in tensors]
+        versions = [_version(tensor) for tensor in tensors]
         try:
             self._values[node] = self._call(node)
         except Exception as why:
             self._values[node] = _UNKNOWN
             self._refuse(node, name, kind, _line(f"fails: {type(why).__name__}: {why}"))
             return
-        changed = [t for t, version in zip(tensors, versions, strict=True) if t._version != version]
+        changed = [t for t, version in zip(tensors, versions, strict=True) if _version(t) != version]
         try:
             self._check_in_place(node, changed)
             join, gain = self._rule(node)
@@ -385,6 +385,11 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (list, tuple)):
         for one in value:
             yield from _tensors(one)
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; what was made in inference mode does not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _line(text: str) -> str:

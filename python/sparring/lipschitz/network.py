@@ -29,7 +29,7 @@ _WEIGHTS_ALONE = (
 
 def layer_bounds(
     model: nn.Module | Mapping[str, Tensor],
-    input_shape: Sequence[int] | None = None,
+    input_shape: int | Sequence[int] | None = None,
     *,
     tol: float = 1e-6,
     certified: bool = True,
@@ -47,7 +47,7 @@ def layer_bounds(
     model : nn.Module or mapping of str to Tensor
         A network, which is copied and not touched; or a state dict, of whose weights alone the report is then: see its
         ``.note``.
-    input_shape : sequence of int, optional
+    input_shape : int or sequence of int, optional
         Of one example, channels first, such as (3, 224, 224). Needed for a network.
     tol : float
         How close the ends of each layer's enclosure should come; see `spectral_norm`.
@@ -80,9 +80,9 @@ def layer_bounds(
         return _of_weights(model, tol, certified)
     if input_shape is None:
         raise ValueError("input_shape is needed for a network: the shape of one example, such as (3, 224, 224)")
-    shape = tuple(int(size) for size in input_shape)
+    shape = (input_shape,) if isinstance(input_shape, int) else tuple(int(size) for size in input_shape)
     if not shape or min(shape) < 1:
-        raise ValueError(f"input_shape must be positive numbers, such as (3, 224, 224); got {tuple(input_shape)}")
+        raise ValueError(f"input_shape must be positive numbers, such as (3, 224, 224); got {input_shape}")
     graph = Graph(model, shape, tol=tol, certified=certified)
     lower = None if data is None else empirical_lower_bound(model, data)
     refused = tuple(graph.refused)
@@ -108,7 +108,8 @@ def _layers(graph: Graph) -> tuple[LayerBound, ...]:
             continue
         method, gain = step.join.method, step.gain
         if gain is None:
-            found.append(LayerBound(step.name, step.kind, "", None, None, method, True, bounds[node]))
+            factor = step.join.parts[0][1] if len(step.join.parts) == 1 else None
+            found.append(LayerBound(step.name, step.kind, "", None, factor, method, True, bounds[node]))
         else:
             ends, certified = (gain.lower, gain.upper), gain.certified
             found.append(LayerBound(step.name, step.kind, gain.shape, *ends, method, certified, bounds[node]))
