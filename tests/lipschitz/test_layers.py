@@ -106,6 +106,7 @@ LINEAR: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "constant less broadcast": (lambda: Calls(lambda x: torch.ones(4, 3) - x), (1, 3)),
     "added to itself": (lambda: Calls(lambda x: x + x), (3,)),
     "added with alpha": (lambda: Calls(lambda x: torch.add(x, x, alpha=2.5)), (3,)),
+    "subtracted from": (lambda: Calls(lambda x: torch.rsub(x, torch.ones(3), alpha=2.5)), (3,)),
     "concatenated": (lambda: Calls(lambda x: torch.cat([x, 2 * x], 1)), (3,)),
     "stacked": (lambda: Calls(lambda x: torch.stack([x, x, x])), (3,)),
 }
@@ -310,6 +311,8 @@ JUMPS_AND_PRODUCTS: dict[str, tuple[nn.Module, str]] = {
         "interpolates by 'linear'",
     ),
     "indices": (nn.MaxPool1d(2, return_indices=True), "indices"),
+    "unknown option": (Calls(lambda x: torch.div(x, 2.0, rounding_mode="floor")), "rounds to whole numbers"),
+    "nothing to multiply by": (Calls(lambda x: x[:, :0] * torch.ones(4, 0, 4)), "max"),
     "unknown function": (Calls(lambda x: torch.fft.rfft(x).abs()), "no bound is known of fft_rfft"),
     "unknown method": (Calls(lambda x: x.cumsum(1)), "no bound is known of cumsum"),
     "unknown module": (nn.GRU(4, 4, batch_first=True), "no bound is known of GRU"),

@@ -109,6 +109,20 @@ def test_the_margin_over_root_two_where_no_dense_layer_is_last() -> None:
     torch.testing.assert_close(radius, (top[:, 0] - top[:, 1]) / (math.sqrt(2) * report.upper), rtol=1e-3, atol=1e-5)
 
 
+def test_where_nothing_depends_on_the_input() -> None:
+    """A constant classifier withstands everything, one without a margin nothing."""
+    model = nn.Linear(3, 2).eval()
+    with torch.no_grad():
+        model.weight.zero_()
+        model.bias.copy_(torch.tensor([1.0, 2.0]))
+    x = torch.ones(1, 3)
+    assert certified_radius(model, x).item() == math.inf
+    assert certified_radius(model, x, torch.tensor([0])).item() == 0
+    with torch.no_grad():
+        model.bias.zero_()
+    assert certified_radius(model, x).item() == 0
+
+
 def test_classes_given_or_not(contracting: nn.Module, digits: data.Dataset) -> None:
     x = digits.images[:30]
     said = contracting(x).argmax(1)

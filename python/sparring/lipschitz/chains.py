@@ -62,7 +62,7 @@ def chain_bound(
     slopes : sequence of float, optional
         For each of the l - 1 activations h: its slopes lie in [0, h]. None: 1, as for ReLU and tanh.
     error : sequence of float, optional
-        How far entries of each weight may be off, relatively. None: exact.
+        How far entries of each weight may be off, as a share of them. None: exact.
     improve : bool
         False stops at the multipliers in closed form.
 
@@ -258,7 +258,7 @@ class Blocks:
             mass = rounding.squares(b)
             within = (rounding.gamma(b.shape[1] + 4) + 3 * first_lost) * mass + rounding.UNIT * (mass + 8)
         of_blocks = sum(e**2 * rounding.squares(block) for e, block in zip(lost, self.below, strict=True))
-        self.error = (within + math.sqrt(2 * of_blocks)) * (1 + 2.0**-40) + 1e-290
+        self.error = (within + math.sqrt(2 * of_blocks)) * (1 + 2.0**-40) + 1e-250
 
     def positive(self, upper: float) -> bool:
         """Whether the matrix with L = `upper` is proven to have no negative eigenvalue."""

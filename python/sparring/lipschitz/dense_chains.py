@@ -9,7 +9,7 @@ from typing import cast
 from torch import Tensor, fx
 
 from sparring.lipschitz.chains import LARGEST, chain_bound
-from sparring.lipschitz.gains.gain import Gain
+from sparring.lipschitz.gains.gain import Gain, product
 from sparring.lipschitz.graph import Graph
 
 
@@ -106,7 +106,7 @@ def behind(graph: Graph, node: fx.Node, *, activations: bool) -> tuple[fx.Node, 
     while before in graph.steps and len(before.users) == 1:
         gain = graph.steps[before].gain
         if activations and gain is not None and gain.slopes is not None and gain.slopes.low >= 0:
-            slope *= gain.slopes.high
+            slope = product(slope, gain.slopes.high)
             names.insert(0, graph.steps[before].kind)
         elif not graph.passes_on(before):
             break

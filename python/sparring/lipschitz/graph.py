@@ -6,7 +6,7 @@ import copy
 import inspect
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -281,14 +281,7 @@ class Graph:
             self._values[source], self._values[node], lambda x: self._call(node, {source: x}), self._tol,
             self._certified, self._known, self._scale_after(node),
         )  # fmt: skip
-        try:
-            inspect.signature(rule).bind(call, *options, **settings)
-        except TypeError as why:
-            raise Refused(f"is called in a way that is not known: {why}") from None
-        try:
-            return rule(call, *options, **settings)
-        except RuntimeError as why:
-            raise Refused(_line(str(why))) from None
+        return cast(Gain, _applied(rule, call, *options, **settings))
 
     def _scale_after(self, node: fx.Node) -> Tensor | None:
         """What a batch normalisation multiplies a layer's channels by, if nothing else reads the layer's result."""
@@ -316,18 +309,25 @@ class Graph:
             return Branch(value, n)
 
         args, kwargs = map_arg((node.args, node.kwargs), operand)
-        rule = JOINS[name]
-        try:
-            inspect.signature(rule).bind(self._values[node], *args, **kwargs)
-        except TypeError as why:
-            raise Refused(f"is called in a way that is not known: {why}") from None
-        return rule(self._values[node], *args, **kwargs)
+        return cast(Join, _applied(JOINS[name], self._values[node], *args, **kwargs))
 
 
 def generators_kept() -> AbstractContextManager[None]:
     """On exit the global generators, on every device in use, are as they were."""
     used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return torch.random.fork_rng(range(torch.cuda.device_count()) if used else ())
+
+
+def _applied(rule: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What a rule gives; where the call has other arguments than it knows, or it fails, the operation is refused."""
+    try:
+        inspect.signature(rule).bind(*args, **kwargs)
+    except TypeError as why:
+        raise Refused(f"is called in a way that is not known: {why}") from None
+    try:
+        return rule(*args, **kwargs)
+    except RuntimeError as why:
+        raise Refused(_line(str(why))) from None
 
 
 class _Tracer(fx.Tracer):

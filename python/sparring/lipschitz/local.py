@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -129,7 +130,7 @@ class _Layer:
         self.weight = matrix.to(torch.float64)
         self._bias = self.weight.new_zeros(len(matrix)) if gain.bias is None else gain.bias.detach().to(torch.float64)
         self._scaled, exponent = rounding.scaled(matrix)
-        self._factor = torch.ldexp(self.weight.new_ones(()), torch.tensor(exponent, device=matrix.device))
+        self._factor = rounding.times_power(1.0, exponent, math.inf)
         self._mass = rounding.squares(self._scaled)
         self._gram: Tensor | None = None  # with all columns
 
@@ -158,7 +159,8 @@ class _Layer:
         traces = grams.diagonal(dim1=1, dim2=2).sum(1) * (1 + rounding.gamma(len(weight) + 4))
         squares = torch.minimum(_largest(grams), traces + error)  # the exact matrices have no eigenvalue below 0
         # The last for what the scaling may lose.
-        return ((squares + error) * (1 + 8 * rounding.UNIT)).sqrt() * self._factor * (1 + 8 * rounding.UNIT)
+        norms = ((squares + error) * (1 + 8 * rounding.UNIT)).sqrt() * self._factor * (1 + 8 * rounding.UNIT)
+        return torch.nextafter(norms, torch.full_like(norms, math.inf))
 
 
 def _largest(grams: Tensor) -> Tensor:

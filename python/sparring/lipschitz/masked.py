@@ -27,7 +27,7 @@ class MaskedChain:
     def __init__(self, weights: Sequence[Tensor]) -> None:
         scaled = [rounding.scaled(weight) for weight in weights]
         matrices = [matrix for matrix, _ in scaled]
-        self._factor = math.ldexp(1.0, sum(exponent for _, exponent in scaled))
+        self._factor = rounding.times_power(1.0, sum(exponent for _, exponent in scaled), math.inf)
         units, whole = next(iter(candidates(matrices, improve=True)))
         self._least = whole * 2.0**-24  # squares below are not tried: rounding would be too much of them
         ones = [1.0] * len(units)

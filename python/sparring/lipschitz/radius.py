@@ -63,7 +63,7 @@ def certified_radius(
     That is an allowance from what was seen at the example, not a proof for the whole ball.
     """
     check_examples(x)
-    if model.training:
+    if any(module.training for module in model.modules()):
         raise ValueError("model must be in eval mode")
     report = layer_bounds(model, x.shape[1:]) if report is None else report
     if not math.isfinite(report.upper):
@@ -80,13 +80,16 @@ def certified_radius(
 
 def _radius(margins: Tensor, apart: Tensor | None, features: float | Tensor | None, whole: float | Tensor) -> Tensor:
     """Of both forms the larger radius, rounded down."""
-    found = margins.amin(1) / (math.sqrt(2) * whole)
+    found = _or_zero(margins.amin(1) / (math.sqrt(2) * whole))
     if apart is not None and features is not None:
         per_class = margins / (apart * torch.as_tensor(features, device=margins.device)[..., None])
-        found = torch.maximum(
-            found, per_class.nan_to_num(nan=math.inf).amin(1)
-        )  # 0 / 0: equal rows, never equal logits
+        found = torch.maximum(found, _or_zero(per_class).amin(1))
     return found.clamp(min=0) * (1 - 2.0**-48)
+
+
+def _or_zero(quotient: Tensor) -> Tensor:
+    """No margin says nothing, even where no input changes it."""
+    return quotient.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
 
 
 def _apart(head: Tensor, classes: Tensor) -> Tensor:

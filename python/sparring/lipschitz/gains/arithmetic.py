@@ -100,6 +100,10 @@ def _added(out: Tensor, a: Any, b: Any, alpha: Any = 1) -> Join:
     return _sum([(part, product(factor, _copies(part, out))) for part, factor in parts])
 
 
+def _subtracted_from(out: Tensor, a: Any, b: Any, alpha: Any = 1) -> Join:
+    return _added(out, b, a, alpha)
+
+
 def _sum(parts: Sequence[tuple[Branch, float]]) -> Join:
     return Join(tuple(parts), total, f"sum of {len(parts)} branches" if len(parts) > 1 else "shift")
 
@@ -121,7 +125,7 @@ def _divided(out: Tensor, a: Any, b: Any, rounding_mode: str | None = None) -> J
 
 
 def _sizes(constant: Any) -> Tensor:
-    return torch.as_tensor(constant).detach().to(torch.float64).abs()
+    return torch.as_tensor(constant).detach().abs().to(torch.float64)
 
 
 def _scaled(out: Tensor, branch: Branch, factor: float) -> Join:
@@ -149,7 +153,8 @@ def _orthogonal(parts: Sequence[tuple[Branch, float]]) -> Join:
 
 
 JOINS: dict[str, Callable[..., Join]] = {
-    **dict.fromkeys(("add", "sub", "subtract", "rsub"), _added),
+    **dict.fromkeys(("add", "sub", "subtract"), _added),
+    "rsub": _subtracted_from,
     **dict.fromkeys(("mul", "multiply"), _multiplied),
     **dict.fromkeys(("div", "truediv", "divide", "true_divide"), _divided),
     **dict.fromkeys(("cat", "concat", "concatenate", "stack"), _side_by_side),

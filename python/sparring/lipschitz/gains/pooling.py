@@ -95,7 +95,7 @@ def _avg_pool(dims: int) -> Callable[..., Gain]:
             starts = torch.arange(count) * step - pad
             padded = (starts + kernel).clamp(max=n + pad) - starts
             members.append(member)
-            divisors.append(padded if count_include_pad else member.sum(1))
+            divisors.append(padded if count_include_pad else member.sum(1).clamp(min=1))
         if divisor_override:
             divisors = [torch.ones_like(divisor) for divisor in divisors]
             divisors[0] *= divisor_override
