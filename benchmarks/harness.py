@@ -149,6 +149,7 @@ def measure(
     required: Mapping[str, float] | None = None,
     weaker: Mapping[str, str] | None = None,
     tolerance: float = 1e-6,
+    dtype: str = "float32",
     rounds: int = 24,
     budget: float = 0.6,
 ) -> dict[str, Any]:
@@ -199,7 +200,7 @@ def measure(
         "shape": list(shape),
         "device": device.type,
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
-        "dtype": "float32",
+        "dtype": dtype,
         "bytes_per_entry": bytes_per_entry,
         "share_of_floor": ratio("copy", "ours"),
         "ours": {k: float(f"{v:.2g}") for k, v in verdict.items()},

@@ -107,7 +107,7 @@ def test_nan_stays_in_its_entries_and_frequencies(run: Run) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 17, 33])
 def test_top_eigenpair(run: Run, size: int, dtype: torch.dtype) -> None:
     matrices = _gram(3, size).to(dtype)
     tol = 1e-3 if dtype is float32 else 1e-8
@@ -313,13 +313,13 @@ def test_sums_of_what_is_not_finite(run: Run) -> None:
 
 
 def _everything() -> list[tuple[Any, ...]]:
-    gram = _gram(5, 21)
-    shift = torch.tensor([0.9, 1.1, 0.999, 1.001, 1], dtype=float64) * torch.linalg.eigvalsh(gram)[:, -1]
+    gram = _gram(3, 17)
+    shift = torch.tensor([0.9, 1.1, 0.999], dtype=float64) * torch.linalg.eigvalsh(gram)[:, -1]
     return [
-        (kernels.symmetric_symbol, _lags(4, 7), _twiddles(5, 4)),
-        (kernels.top_eigenpair, gram, _normal(5, 21, seed=3)),
+        (kernels.symmetric_symbol, _lags(4, 7), _twiddles(3, 4)),
+        (kernels.top_eigenpair, gram, _normal(3, 17, seed=3)),
         (kernels.positive_definite, gram, shift),
-        (kernels.absolute_sums, _normal(5, 300)),
+        (kernels.absolute_sums, _normal(3, 300)),
     ]
 
 
@@ -335,7 +335,7 @@ def test_bits_depend_on_neither_threads_nor_batch(run: Run) -> None:
             whole = _tensors(run(kernel, first, *others))
             torch.set_num_threads(3)
             assert all(map(torch.equal, whole, _tensors(run(kernel, first, *others))))
-            for i in range(5):  # one frequency, matrix or row by itself
+            for i in range(3):  # one frequency, matrix or row by itself
                 alone = (
                     run(kernel, first, others[0][i : i + 1])
                     if kernel is kernels.symmetric_symbol
@@ -350,8 +350,8 @@ def test_bits_depend_on_neither_threads_nor_batch(run: Run) -> None:
 def test_every_lane_order_gives_the_same_bits() -> None:
     import simt
 
-    orders = [simt.SimtOps(simt.load(), seed=seed) for seed in range(4)]
-    large = (kernels.positive_definite, _gram(1, 70), torch.full((1,), 1e3, dtype=float64))
+    orders = [simt.SimtOps(simt.load(), seed=seed) for seed in range(3)]
+    large = (kernels.positive_definite, _gram(1, 40), torch.full((1,), 1e3, dtype=float64))
     for kernel, *args in [*_everything(), large]:
         first, *others = (_tensors(order.call(kernel, *args)) for order in orders)
         assert all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True))
