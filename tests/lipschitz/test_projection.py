@@ -69,6 +69,22 @@ def test_clip_is_the_nearest_and_scale_keeps_the_direction() -> None:
     assert torch.equal(clipped[3].weight, scaled[3].weight)
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+@pytest.mark.parametrize("shape", [(3, 8), (8, 3), (5, 5), (1, 1)])
+def test_matrices_of_any_shape_and_scale(shape: tuple[int, int], scale: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    model = nn.Linear(shape[1], shape[0], dtype=torch.float64)
+    with torch.no_grad():
+        model.weight.copy_(scale * torch.randn(shape, generator=generator, dtype=torch.float64))
+    left, values, right = torch.linalg.svd(model.weight.detach() / scale, full_matrices=False)
+    bound = 0.7 * values[0].item()
+    (upper,) = project_(model, bound * scale).values()
+    assert upper <= bound * scale
+    torch.testing.assert_close(model.weight / scale, left * values.clamp(max=bound) @ right, rtol=0, atol=1e-5 * bound)
+    nn.init.zeros_(model.weight)
+    assert project_(model, 1.0) == {"": 0.0}
+
+
 def test_members_of_an_ensemble() -> None:
     models = [copy.deepcopy(network()) for _ in range(3)]
     for i, model in enumerate(models):

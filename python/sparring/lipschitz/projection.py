@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from sparring._arguments import number
 from sparring.lipschitz.operators import LayerMap, layer_maps
-from sparring.lipschitz.spectral import spectral_norm
+from sparring.lipschitz.spectral import check_weight, spectral_norm
 
 Method = Literal["clip", "scale"]
+
+CUT = 2e-6
+"""How much below the bound, as a share, singular values are cut: twice what `spectral_norm` leaves between its ends."""
 
 
 @torch.no_grad()
@@ -23,9 +26,9 @@ def project_(
     """Change the weights of each layer, in place, so that its norm is at most `bound`, by `spectral_norm`'s proof.
 
     A layer that is so already stays as it is. Another is changed by "clip", if it is linear: singular values above the
-    bound become the bound, which gives the nearest such matrix in the Frobenius norm, but for the last millionth that
-    the proof of the written weights needs; or by "scale": the weights are multiplied by one number. Convolutions are
-    scaled with either method. Biases and normalisations stay as they are, and so does the state of an optimiser.
+    bound become the bound, which gives the nearest such matrix in the Frobenius norm, but for the last two millionths,
+    which the proof for the written weights needs; or by "scale": the weights are multiplied by one number. Convolutions
+    are scaled with either method. Biases and normalisations stay as they are, and so does the state of an optimiser.
 
     Parameters
     ----------
@@ -72,16 +75,33 @@ def project_(
 
 def _project(weight: Tensor, bound: float, method: Method, options: dict[str, Any]) -> float:
     """Write smaller weights if their norm is above the bound; the upper end of what it is then."""
+    check_weight(weight, options["kind"])
+    if method == "clip" and options["kind"] == "dense":
+        _clip(weight, bound)
     upper = spectral_norm(weight, **options).upper
-    if upper > bound and method == "clip" and weight.ndim == 2:
-        left, values, right = torch.linalg.svd(weight.double(), full_matrices=False)
-        weight.copy_((left * values.clamp(max=bound)) @ right)
-        upper = spectral_norm(weight, **options).upper
     margin = torch.finfo(weight.dtype).eps  # for the rounding of the written weights
     while upper > bound:
         weight.copy_(weight.double() * (bound / upper * (1 - margin)))
         margin, upper = 2 * margin, spectral_norm(weight, **options).upper
     return upper
+
+
+def _clip(weight: Tensor, bound: float) -> None:
+    """Cut singular values above the bound to a little less than it, so that the proof mostly succeeds at once.
+
+    From the eigenvectors U of ``W W^T``, of the shorter side, which takes a third of the time of the singular value
+    decomposition: ``W + U (bound / s - 1) U^T W`` over the singular values s above the bound.
+    """
+    wide = weight.double() if weight.shape[0] <= weight.shape[1] else weight.double().mT
+    largest = wide.abs().max()
+    scaled = wide / (largest if largest > 0 else 1)  # so that squares neither overflow nor vanish
+    squares, vectors = torch.linalg.eigh(scaled @ scaled.mT)
+    values = squares.clamp(min=0).sqrt() * largest
+    count = int((values > bound).sum())
+    if count:
+        above, along = values[-count:], vectors[:, -count:]
+        wide = wide + along * (bound * (1 - CUT) / above - 1) @ (along.mT @ wide)
+        weight.copy_(wide if wide.shape == weight.shape else wide.mT)
 
 
 def _options(layer: LayerMap, *, sized: bool) -> dict[str, Any]:
