@@ -72,9 +72,11 @@ def symmetric_symbol(lags: Tensor, twiddles: Tensor) -> Tensor:
     out = torch.empty(len(twiddles), 2 * size, 2 * size, dtype=lags.dtype, device=lags.device)
     # Groups of entries, each of them together for all lags.
     near = _CACHE // (2 * max(1, count) * lags.element_size())
-    entries = max(1, min(near // _WIDEST, -(-size * size // _WIDEST))) * _WIDEST
-    padded = F.pad(lags.reshape(count, 2, size * size), (0, -size * size % entries))
-    lags = padded.view(count, 2, padded.shape[2] // entries, entries).permute(2, 0, 1, 3).contiguous()
+    entries = max(_WIDEST, 1 << (max(1, min(near, size * size)).bit_length() - 1))
+    packed = lags.view(count, 2, size * size)
+    if size * size % entries:
+        packed = F.pad(packed, (0, -size * size % entries))
+    packed = packed.view(count, 2, packed.shape[2] // entries, entries).permute(2, 0, 1, 3).contiguous()
     bridge.native.symmetric_symbol(
         lags.dtype is float64,
         *bridge.place_of(lags, "lags"),
@@ -82,7 +84,7 @@ def symmetric_symbol(lags: Tensor, twiddles: Tensor) -> Tensor:
         size,
         count,
         entries,
-        lags.data_ptr(),
+        packed.data_ptr(),
         twiddles.data_ptr(),
         out.data_ptr(),
     )
