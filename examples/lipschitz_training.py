@@ -4,7 +4,7 @@
 
 trains the network FC100-100-10 (sigmoid; Szegedy et al. 2014) in every way with every seed, and writes out/table.md,
 out/table.csv and out/distortion.png. What is finished is kept in out/cells, so that the command goes on where it was
-stopped. This size takes about ten minutes on two cores; `--quick` is a minute's try-out.
+stopped. This size takes a quarter of an hour or more on two cores; `--quick` a minute.
 """
 
 from __future__ import annotations
