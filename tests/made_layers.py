@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -150,3 +151,19 @@ def weights(of: str, shape: tuple[int, ...], generator: torch.Generator) -> Tens
     if of == "bfloat16":
         return normal.bfloat16()
     return normal.double() if of == "float64" else normal
+
+
+def drawn(model: nn.Module, seed: int = 0) -> nn.Module:
+    """The model in float64, with weights drawn from a seed of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    model = model.double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return model
+
+
+def matrix(layer: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """The layer without its bias, as a matrix from the entries of an input to those of the output; differentiable."""
+    basis = torch.eye(math.prod(shape), dtype=torch.float64).view(-1, *shape)
+    return (layer(basis) - layer(torch.zeros_like(basis[:1]))).flatten(1).T

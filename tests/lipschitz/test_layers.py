@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from sparring.attacks._model import Normalize
 from sparring.lipschitz.gains import activations
 from sparring.lipschitz.gains.pooling import adaptive_windows, windows
+from sparring.lipschitz.gains.weighted import FOLDING_ERROR, folding_error
 from sparring.lipschitz.network import layer_bounds
 from sparring.networks import MaxNorm
 
@@ -340,3 +341,15 @@ def test_weights_that_are_not_numbers_are_refused() -> None:
     assert [name for name, _ in report.refused] == ["1"]
     assert "NaN" in report.refused[0][1]
     assert [layer.name for layer in report.layers] == ["0"]
+
+
+@pytest.mark.parametrize("mode", ["circular", "replicate"])
+def test_folding_allows_for_entries_that_padding_repeats(mode: str) -> None:
+    """An error in the one tap of this kernel is read three times, or more: four entries, padded by four on each side."""
+    layer = nn.Conv1d(1, 1, 1, padding=4, padding_mode=mode, bias=False, dtype=torch.float64)
+    nn.init.ones_(layer.weight)
+    with torch.no_grad():
+        operator = layer(torch.eye(4, dtype=torch.float64)[:, None]).flatten(1).T
+    reads = float(torch.linalg.matrix_norm(operator, 2))
+    assert reads > 1.7
+    assert folding_error(layer.weight, mode, (4,)) >= FOLDING_ERROR * reads

@@ -10,22 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import sparring as sp
+from made_layers import drawn, matrix
 from sparring.lipschitz import path_norm
-
-
-def drawn(model: nn.Module, seed: int = 0) -> nn.Module:
-    generator = torch.Generator().manual_seed(seed)
-    model = model.double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    return model
-
-
-def matrix(layer: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    """The layer without its bias, as a matrix."""
-    basis = torch.eye(torch.Size(shape).numel(), dtype=torch.float64).view(-1, *shape)
-    return (layer(basis) - layer(torch.zeros_like(basis[:1]))).flatten(1).T
 
 
 def over_paths(matrices: list[Tensor]) -> float:

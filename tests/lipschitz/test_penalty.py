@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import sparring as sp
+from made_layers import drawn, matrix
 from sparring.lipschitz import penalty
 from sparring.lipschitz.operators import GRID, LayerMap, layer_maps
 from sparring.lipschitz.penalties import Kind
@@ -21,22 +22,6 @@ from sparring.lipschitz.penalties import Kind
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def drawn(model: nn.Module, seed: int = 0) -> nn.Module:
-    """The model in float64, with weights drawn from a seed of their own."""
-    generator = seeded(seed)
-    model = model.double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    return model
-
-
-def matrix(layer: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    """The layer without its bias, as a matrix from the entries of an input to those of the output; differentiable."""
-    basis = torch.eye(math.prod(shape), dtype=torch.float64).view(-1, *shape)
-    return (layer(basis) - layer(torch.zeros_like(basis[:1]))).flatten(1).T
 
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {

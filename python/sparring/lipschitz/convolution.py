@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from math import prod
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from sparring.lipschitz import banded, dense, lanczos, rounding
 from sparring.lipschitz.enclosure import Enclosure, larger, unscaled
 from sparring.lipschitz.frequencies import Symbol, Taps, polyphase, shifts
-from sparring.lipschitz.geometry import Geometry, magnitude_norm
+from sparring.lipschitz.geometry import Geometry, magnitude_norm, sums_norm
 
 _SMALL = 768, 2**22
 """Up to this short side and number of entries the operator is made into a matrix: exact, and as fast as anything."""
@@ -28,44 +29,43 @@ _SHIFTED = 300
 
 def enclose(weight: Tensor, shape: Geometry, groups: int, *, method: str, tol: float, certified: bool) -> Enclosure:
     """Enclosure of the norm of a convolution, ``weight`` (O, I / groups, *kernel): the largest of its groups' norms."""
-    wide, exponent = rounding.scaled(shape.used(weight))
-    if not bool(wide.any()):
-        return Enclosure(0.0, 0.0, "zero", certified)
-    best: Enclosure | None = None
-    for part in wide.chunk(groups):
-        if best is not None and magnitude_norm(shape, part) <= best.lower:
-            continue  # this group cannot be the largest
-        one = _enclose_group(part, shape, method, tol, certified)
-        best = one if best is None else larger(best, one)
-    assert best is not None
-    return unscaled(best, exponent)
+    return _largest(
+        shape.used(weight),
+        groups,
+        lambda part: _enclose_group(part, shape, method, tol, certified),
+        lambda part: magnitude_norm(shape, part),
+    )
 
 
-def enclose_any_size(weight: Tensor, groups: int, *, tol: float, certified: bool) -> Enclosure:
+def enclose_any_size(weight: Tensor, groups: int, *, tol: float) -> Enclosure:
     """Enclosure of the supremum over all sizes of the norm at stride 1, which no stride and no zero padding exceeds.
 
     For every vector the Gram matrix's quadratic form is a trigonometric polynomial, so its maximum is at most
     1 / cos(pi degree / points) times that over a grid, in each dimension (Ehlich & Zeller 1964). Dilation changes
     nothing.
     """
-    wide, exponent = rounding.scaled(weight)
-    if not bool(wide.any()):
-        return Enclosure(0.0, 0.0, "zero", certified)
     dims = weight.ndim - 2
-    best: Enclosure | None = None
-    for part in wide.chunk(groups):
+    grid = tuple(max(1, 32 * (k - 1)) for k in weight.shape[2:])
+    between = prod(math.cos(math.pi / 32) if q > 1 else 1.0 for q in grid)
+
+    def of_group(part: Tensor) -> Enclosure:
         taps = polyphase(part, (1,) * dims, (0,) * dims, (1,) * dims)
-        grid = tuple(max(1, 32 * (k - 1)) for k in weight.shape[2:])
-        between = prod(math.cos(math.pi / 32) if q > 1 else 1.0 for q in grid)
         found = Symbol(taps).largest(grid, (0.0,) * dims, tol=0.1 * tol)
-        one = Enclosure(
-            rounding.down(math.sqrt(found.lower)),
-            rounding.up(math.sqrt(found.upper / between * (1 + 2.0**-50))),
-            "frequencies, any size",
-            True,
-        )
-        best = one if best is None else larger(best, one)
-    assert best is not None
+        upper = rounding.up(math.sqrt(found.upper / between * (1 + 2.0**-50)))
+        return Enclosure(rounding.down(math.sqrt(found.lower)), upper, "frequencies, any size", True)
+
+    return _largest(weight, groups, of_group, sums_norm)
+
+
+def _largest(
+    weight: Tensor, groups: int, enclose_one: Callable[[Tensor], Enclosure], bound: Callable[[Tensor], float]
+) -> Enclosure:
+    """Of the groups' norms, each enclosed unless a cheap ``bound`` shows that it cannot be the largest."""
+    wide, exponent = rounding.scaled(weight)
+    best = Enclosure(0.0, 0.0, "zero", True)
+    for part in wide.chunk(groups):
+        if bound(part) > best.lower:
+            best = larger(enclose_one(part), best)
     return unscaled(best, exponent)
 
 
@@ -139,15 +139,11 @@ def _lower(weight: Tensor, shape: Geometry, tol: float) -> float:
         with torch.enable_grad():
             x = v.view(size).requires_grad_()
             y = shape.apply(narrow, x)
-            return torch.autograd.grad(y, x, y.detach())[0].view(-1)
+            return torch.autograd.grad(y.square().sum() / 2, x)[0].view(-1)
 
     start = lanczos.start_vector(prod(size), narrow)
     found = lanczos.largest(squared, start, tol=max(tol, 1e-7))
     vector = found.vector.to(torch.float64).view(size)
-    image = shape.apply(weight, vector)
-    operations = weight[0].numel() + 2
     magnitudes = math.sqrt(rounding.squares(shape.apply(weight.abs(), vector.abs())))
-    lost = rounding.gamma(operations) * magnitudes * (1 + 2.0**-20)
-    length = float(torch.linalg.vector_norm(image)) * (1 - rounding.gamma(image.numel() + 4))
-    norm = float(torch.linalg.vector_norm(vector)) * (1 + rounding.gamma(vector.numel() + 4))
-    return rounding.down(rounding.down(length - lost) / norm)
+    lost = rounding.gamma(weight[0].numel() + 2) * magnitudes * (1 + 2.0**-20)
+    return rounding.stretch(shape.apply(weight, vector), vector, lost)

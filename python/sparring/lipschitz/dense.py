@@ -34,7 +34,9 @@ def enclose(matrix: Tensor, *, tol: float, certified: bool, entry_error: float =
     magnitude = min(float(squares.sum()), float(rows.max()) * float(columns.max())) * (1 + rounding.gamma(m + 8))
     error = rounding.gamma(n + 2) * magnitude
     found = gram.top(product, tol)
-    lower = math.sqrt(rayleigh_squared(wide, found.vector, magnitude))
+    vector = found.vector
+    lost = rounding.gamma(m + 2) * math.sqrt(magnitude) * float(torch.linalg.vector_norm(vector)) * (1 + 2.0**-20)
+    lower = rounding.stretch(vector @ wide, vector, lost)
     if certified:
         margin = tol if m > gram.SMALL else 0.0
         square = gram.proven_upper(product, max(lower**2, found.value if m <= gram.SMALL else 0.0), error, 1.5 * margin)
@@ -43,15 +45,3 @@ def enclose(matrix: Tensor, *, tol: float, certified: bool, entry_error: float =
         upper, method = math.sqrt(max(found.value + found.residual, lower**2)), "Lanczos"
     error = math.ldexp(entry_error, -exponent)
     return unscaled(Enclosure(max(0.0, lower - error), max(upper, lower) + error, method, certified), exponent)
-
-
-def rayleigh_squared(matrix: Tensor, vector: Tensor, magnitude: float) -> float:
-    """At most ``|v^T matrix|^2 / |v|^2``, so at most the Gram matrix's largest eigenvalue.
-
-    ``magnitude`` bounds the square of the norm of ``|matrix|``.
-    """
-    image = vector @ matrix
-    size = float(torch.linalg.vector_norm(vector)) * (1 + rounding.gamma(vector.numel() + 4))
-    lost = rounding.gamma(len(vector) + 2) * math.sqrt(magnitude) * size * (1 + 2.0**-40)
-    length = float(torch.linalg.vector_norm(image)) * (1 - rounding.gamma(image.numel() + 4))
-    return max(0.0, rounding.down(rounding.down((length - lost) / size)) ** 2 * (1 - 2.0**-52))

@@ -22,7 +22,7 @@ _PRODUCT = "product of the layers' bounds"
 
 _WEIGHTS_ALONE = (
     "Of the weights alone: a matrix is a dense layer, other weights are convolutions of any stride and image, padded "
-    "with zeros or around the edge. The product is a bound of a network in which they follow each other, with nothing "
+    "with zeros. The product is a bound of a network in which they follow each other, with nothing "
     "between them but layers of constant 1, such as ReLU and max-pooling of disjoint windows."
 )
 

@@ -38,6 +38,13 @@ def squares(tensor: Tensor) -> float:
     return up(float(tensor.reshape(-1).dot(tensor.reshape(-1))) * (1 + 2 * gamma(tensor.numel() + 2)))
 
 
+def stretch(image: Tensor, vector: Tensor, lost: float) -> float:
+    """At most ``|T vector| / |vector|``, where ``image`` is T vector but for an error of norm ``lost``."""
+    length = float(torch.linalg.vector_norm(image)) * (1 - gamma(image.numel() + 4))
+    size = float(torch.linalg.vector_norm(vector)) * (1 + gamma(vector.numel() + 4))
+    return down(down(length - lost) / size)
+
+
 def scaled(weight: Tensor) -> tuple[Tensor, int]:
     """``weight`` as float64 times a power of two, its largest magnitude in [1/2, 1); and the exponent to undo it with.
 

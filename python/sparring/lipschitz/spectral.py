@@ -52,7 +52,8 @@ def spectral_norm(
         "auto": dense where the operator is small, frequencies otherwise, then banded where those leave a gap of more
         than ``tol`` and it takes seconds.
     certified : bool
-        False leaves the proof out: the upper end is then an estimate.
+        False leaves the proof out where that saves time, for operators worked on as matrices: the upper end is then
+        an estimate. `Enclosure.certified` says which it is.
     tol : float
         How close the ends should come, as a share, where the method allows it.
 
@@ -94,7 +95,7 @@ def spectral_norm(
             )
         if method not in ("auto", "frequencies"):
             raise ValueError(f"method {method!r} needs an input_shape")
-        return convolution.enclose_any_size(weight, groups, tol=tol, certified=certified)
+        return convolution.enclose_any_size(weight, groups, tol=tol)
     size = _sizes(input_shape, dims, "input_shape", 1)
     outputs = None
     before, after = _padding(padding, dims, kernel, strides, dilations)

@@ -25,7 +25,7 @@ def enclosed(call: Call, weight: Tensor, kind: str, groups: int = 1, **options: 
     key = (weight.data_ptr(), weight.shape, weight.stride(), kind, groups, str(options), scale)
     if call.scale is not None:
         weight = folded(weight, call.scale, kind, groups)
-        error = _folding_error(weight, options.get("padding_mode", "zeros"), options.get("padding", 0))
+        error = folding_error(weight, options.get("padding_mode", "zeros"), options.get("padding", 0))
     if key not in call.known:
         try:
             found = spectral_norm(weight, kind, groups=groups, tol=call.tol, certified=call.certified, **options)
@@ -52,7 +52,7 @@ def folded(weight: Tensor, scale: Tensor, kind: str, groups: int = 1) -> Tensor:
     return by_group.flatten(0, 1)
 
 
-def _folding_error(weight: Tensor, mode: str, padding: Any) -> float:
+def folding_error(weight: Tensor, mode: str, padding: Any) -> float:
     """Bound of the norm of the layer whose weight E is what `folded` may have lost, |E| <= FOLDING_ERROR |weight|.
 
     For a matrix |E|_2 <= |E|_F. A convolution is the sum over the kernel's taps t of E_t times the map that says which
@@ -61,7 +61,7 @@ def _folding_error(weight: Tensor, mode: str, padding: Any) -> float:
     """
     taps, dims = math.prod(weight.shape[2:]), weight.ndim - 2
     reads = 1
-    if mode in ("reflect", "replicate"):
+    if mode != "zeros":
         pads = weight.shape[2:] if isinstance(padding, str) else each(padding, dims)
         reads = math.prod(1 + 2 * pad for pad in pads)
     underflow = weight.numel() * math.ulp(0.0)
