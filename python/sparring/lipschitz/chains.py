@@ -36,7 +36,7 @@ LARGEST = 6000
 _EFFORT = 4e11  # operations to improve multipliers with
 _EVALUATIONS = 300  # at most so many evaluations of the bound
 _SHARPNESS = (30.0, 100.0, 300.0, 1000.0)  # of the smooth maximum of eigenvalues, in turn
-_MEMORY = 20  # pairs that the quasi-Newton method keeps
+_FAR = 10.0  # of log L^2, above what is known: where the line search is to turn round
 _INSIDE = 2.0**-23  # share of each multiplier that is left, so that no block comes to be singular but for rounding
 _SLACK = tuple(10.0**exponent for exponent in range(-9, 0))  # of L^2, tried in turn
 
@@ -152,69 +152,50 @@ def _improved(weights: Sequence[Tensor], units: list[Tensor], square: float) -> 
     sizes = [len(unit) for unit in units]
     best, best_square = torch.cat(units).log(), square
 
-    def evaluate(sharpness: float, point: Tensor) -> tuple[float, Tensor] | None:
-        """The smooth log L^2 and its gradient; None where there is no bound. Keeps the best point."""
-        nonlocal best, best_square, left
-        left -= 1
-        with torch.enable_grad():
-            variable = point.clone().requires_grad_()
-            gram: Tensor | None = first
-            for weight, unit in zip(weights[1:], torch.split(variable.exp(), sizes), strict=True):
-                gram = _next(gram, unit, weight) if gram is not None else None
-            if gram is None:
-                return None
-            values = torch.linalg.eigvalsh(gram)
-            smooth = (sharpness * values.clamp(min=1e-300).log()).logsumexp(0) / sharpness
-            (gradient,) = torch.autograd.grad(smooth, variable)
-        if not bool(gradient.isfinite().all()):
+    def log_square(sharpness: float, point: Tensor) -> Tensor | None:
+        """The smooth log L^2; None where there is no bound. Keeps the best point."""
+        nonlocal best, best_square
+        gram: Tensor | None = first
+        for weight, unit in zip(weights[1:], torch.split(point.exp(), sizes), strict=True):
+            gram = _next(gram, unit, weight) if gram is not None else None
+        if gram is None:
             return None
+        values = torch.linalg.eigvalsh(gram)
         if float(values[-1].detach()) < best_square:
-            best, best_square = point, float(values[-1].detach())
-        return float(smooth.detach()), gradient
+            best, best_square = point.detach().clone(), float(values[-1].detach())
+        smooth: Tensor = (sharpness * values.clamp(min=1e-300).log()).logsumexp(0) / sharpness
+        return smooth
 
-    for sharpness in _SHARPNESS:
-        if left > 0:
-            _descend(partial(evaluate, sharpness), best, lambda: left > 0)
+    for i, sharpness in enumerate(_SHARPNESS):
+        left -= _descend(partial(log_square, sharpness), best, left // (len(_SHARPNESS) - i))
     return list(torch.split(best.exp(), sizes)), best_square
 
 
-def _descend(
-    evaluate: Callable[[Tensor], tuple[float, Tensor] | None], point: Tensor, more: Callable[[], bool]
-) -> None:
-    """L-BFGS (Nocedal & Wright 2006, algorithm 7.5) with steps halved until the value falls enough."""
-    here = evaluate(point)
-    pairs: list[tuple[Tensor, Tensor]] = []
-    while here is not None and more():
-        value, gradient = here
-        direction = -_inverse_hessian_times(gradient, pairs)
-        if float(direction @ gradient) >= 0:
-            pairs, direction = [], -_inverse_hessian_times(gradient, [])
-        slope, step = float(direction @ gradient), min(1.0, 1 / float(direction.abs().max().clamp(min=1e-300)))
-        found = evaluate(point + step * direction)
-        while (found is None or found[0] > value + 1e-4 * step * slope) and more() and step > 1e-8:
-            step /= 2
-            found = evaluate(point + step * direction)
-        if found is None or found[0] >= value - 1e-5:
-            return
-        move, change = step * direction, found[1] - gradient
-        if float(move @ change) > 1e-12 * float(move.norm() * change.norm()):
-            pairs = [*pairs[1 - _MEMORY :], (move, change)]
-        point, here = point + move, found
+def _descend(function: Callable[[Tensor], Tensor | None], point: Tensor, evaluations: int) -> int:
+    """L-BFGS from ``point``; how often the function was evaluated. Where it has no value, it counts as too large."""
+    if evaluations < 2:
+        return 0
+    variable, count, last = point.clone().requires_grad_(), 0, 0.0
 
+    def closure() -> Tensor:
+        nonlocal count, last
+        count += 1
+        with torch.enable_grad():
+            value = function(variable)
+            if value is not None:
+                (variable.grad,) = torch.autograd.grad(value, variable)
+                if bool(variable.grad.isfinite().all()):
+                    last = float(value.detach())
+                    return value.detach()
+        variable.grad = torch.zeros_like(variable)
+        return variable.new_tensor(last + _FAR)
 
-def _inverse_hessian_times(gradient: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    if not pairs:
-        return gradient * (0.1 / gradient.abs().max().clamp(min=1e-300))
-    result, shares = gradient.clone(), []
-    for move, change in reversed(pairs):
-        share = move @ result / (move @ change)
-        shares.append(share)
-        result -= share * change
-    move, change = pairs[-1]
-    result *= (move @ change) / (change @ change)
-    for (move, change), share in zip(pairs, reversed(shares), strict=True):
-        result += move * (share - change @ result / (move @ change))
-    return result
+    optimizer = torch.optim.LBFGS(
+        [variable], lr=1.0, max_iter=evaluations, max_eval=evaluations, tolerance_grad=0.0, tolerance_change=1e-6,
+        history_size=20, line_search_fn="strong_wolfe",
+    )  # fmt: skip
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return count
 
 
 # --- Proof ----------------------------------------------------------------------------------------------------------
