@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -113,6 +114,20 @@ class Geometry:
             full[:, rows[inside], :, place[inside]] += weight[of_tap]
         flat = full.reshape(outputs * len(rows), -1)
         return flat, 0.0 if self.padding_mode == "zeros" else rounding.gamma(len(taps)) * magnitude_norm(self, weight)
+
+
+def sides(
+    padding: str | Sequence[int], kernel: Sequence[int], dilation: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What ``padding`` of a layer in torch.nn is before and after, in every dimension."""
+    if padding == "valid":
+        return (0,) * len(kernel), (0,) * len(kernel)
+    if padding == "same":
+        both = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        return tuple(n // 2 for n in both), tuple(n - n // 2 for n in both)
+    if isinstance(padding, str):
+        raise ValueError(f"padding must be numbers, 'same' or 'valid'; got {padding!r}")
+    return tuple(padding), tuple(padding)
 
 
 def magnitude_norm(shape: Geometry, weight: Tensor) -> float:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from sparring.ensembles import Ensemble, StackedEnsemble
 from sparring.ensembles.layers import StackedConv2d, StackedLinear
 from sparring.ensembles.mixture import Mixture
+from sparring.lipschitz.geometry import sides
 
 GRID = 16
 """Entries along each side of a convolution's image where no input shape was given; as its kernel, if that is larger."""
@@ -72,10 +73,10 @@ class LayerMap:
         """The maps with `weights` (M, ...) of `x` (M, *shape), each of its own; images may have any size."""
         if self.dense:
             return torch.bmm(x, weights.mT)  # a column in place of the row takes ten times as long
-        sides, mode, padding = self._padding(weights)
+        around, mode, padding = self._padding(weights)
         x = x.flatten(0, 1)[None]
-        if sides:
-            x = F.pad(x, sides, mode)
+        if around:
+            x = F.pad(x, around, mode)
         options = {**self._options(weights), "padding": padding}
         if self._transposed:
             options["output_padding"] = self.module.output_padding
@@ -86,7 +87,7 @@ class LayerMap:
         """The adjoints of the maps on `shape`, of `y` (M, *what they give); has no derivative."""
         if self.dense:
             return torch.bmm(y, weights)
-        size, (sides, mode, padding) = self.shape[1:], self._padding(weights)
+        size, (around, mode, padding) = self.shape[1:], self._padding(weights)
         y = y.flatten(0, 1)[None]
         options = {**self._options(weights), "padding": padding}
         if self._transposed:
@@ -94,17 +95,17 @@ class LayerMap:
             inside = (..., *map(slice, size))
             x = _CONVOLVE[y.ndim - 3](y, weights.flatten(0, 1), **options)[inside]
         else:
-            before, after = sides[-2::-2], sides[::-2]
+            before, after = around[-2::-2], around[::-2]
             padded = [sum(lengths) for lengths in zip_longest(size, before, after, fillvalue=0)]
             of_each = zip(padded, y.shape[2:], weights.shape[3:], self._stride, padding, self._dilation, strict=True)
             options["output_padding"] = [
                 n - ((m - 1) * stride - 2 * pad + dilation * (k - 1) + 1) for n, m, k, stride, pad, dilation in of_each
             ]
             x = _CONVOLVE_BACK[y.ndim - 3](y, weights.flatten(0, 1), **options)
-            if sides:
+            if around:
                 with torch.enable_grad():
                     image = x.new_zeros(1, x.shape[1], *size, requires_grad=True)
-                    (x,) = torch.autograd.grad(F.pad(image, sides, mode), image, x)
+                    (x,) = torch.autograd.grad(F.pad(image, around, mode), image, x)
         return cast(Tensor, x[0].unflatten(0, (len(weights), -1)))
 
     @property
@@ -125,19 +126,12 @@ class LayerMap:
 
     def _padding(self, weights: Tensor) -> tuple[list[int], str, tuple[int, ...]]:
         """Entries to pad with first, as `F.pad` has them, and how; then what the convolution itself pads with zeros."""
-        kernel = weights.shape[3:]
-        mode, given = getattr(self.module, "padding_mode", "zeros"), self.module.padding
-        none = (0,) * len(kernel)
-        if given == "valid":
-            return [], "constant", none
-        if given == "same":
-            both = [dilation * (k - 1) for dilation, k in zip(self._dilation, kernel, strict=True)]
-            sides = [(n // 2, n - n // 2) for n in both]
-        else:
-            sides = [(n, n) for n in cast(tuple[int, ...], given)]
-        if mode == "zeros" and all(before == after for before, after in sides):
-            return [], "constant", tuple(before for before, _ in sides)
-        return [*chain(*reversed(sides))], "constant" if mode == "zeros" else mode, none
+        mode = getattr(self.module, "padding_mode", "zeros")
+        before, after = sides(self.module.padding, weights.shape[3:], self._dilation)  # type: ignore[arg-type]
+        if mode == "zeros" and before == after:
+            return [], "constant", before
+        around = [*chain(*reversed([*zip(before, after, strict=True)]))]
+        return around if any(around) else [], "constant" if mode == "zeros" else mode, (0,) * len(before)
 
 
 def layer_maps(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparring.lipschitz import convolution, dense
 from sparring.lipschitz.enclosure import Enclosure
-from sparring.lipschitz.geometry import Geometry
+from sparring.lipschitz.geometry import Geometry, sides
 
 KINDS = ("dense", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 METHODS = ("auto", "dense", "frequencies", "banded")
@@ -98,7 +98,11 @@ def spectral_norm(
         return convolution.enclose_any_size(weight, groups, tol=tol)
     size = _sizes(input_shape, dims, "input_shape", 1)
     outputs = None
-    before, after = _padding(padding, dims, kernel, strides, dilations)
+    if not isinstance(padding, str):
+        padding = _sizes(padding, dims, "padding", 0)
+    elif padding == "same" and any(s != 1 for s in strides):
+        raise ValueError("padding 'same' needs stride 1")
+    before, after = sides(padding, kernel, dilations)
     if kind.startswith("conv_transpose"):
         # The transpose of the convolution with the same weight that maps its output back to its input.
         if padding_mode != "zeros":
@@ -145,20 +149,3 @@ def _sizes(value: int | Sequence[int], dims: int, name: str, least: int) -> tupl
     if len(sizes) != dims or min(sizes) < least:
         raise ValueError(f"{name} must be {dims} integers of at least {least}, or one; got {value!r}")
     return sizes
-
-
-def _padding(
-    padding: int | Sequence[int] | str, dims: int, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Before and after, in every dimension."""
-    if isinstance(padding, str):
-        if padding == "valid":
-            return (0,) * dims, (0,) * dims
-        if padding != "same":
-            raise ValueError(f"padding must be numbers, 'same' or 'valid'; got {padding!r}")
-        if any(s != 1 for s in stride):
-            raise ValueError("padding 'same' needs stride 1")
-        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        return tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
-    both = _sizes(padding, dims, "padding", 0)
-    return both, both
