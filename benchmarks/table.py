@@ -122,6 +122,16 @@ def generator_table(record: Record) -> str:
     return grid(rows)
 
 
+def nearest_table(record: Record) -> str:
+    """Of attacks that look for the nearest point: how near it is, and the time for one image as ratios to ours."""
+    rows = [["", "success", "mean L2 distance", "time"]]
+    for entry in record["nearest"]:
+        label = f"**{entry['name']}**" if entry["name"] == "ours" else entry["name"]
+        share, distance = f"{100 * entry['success']:.4g} %", f"{entry['distance']:.4f}"
+        rows.append([label, share, distance, number(entry["ratio"]) + "x"])
+    return grid(rows)
+
+
 def render(records: list[Record], spread: bool = False) -> str:
     """All tables of one machine."""
     parts = []
@@ -139,6 +149,12 @@ def render(records: list[Record], spread: bool = False) -> str:
         about = f"Fooling images of `{record['network']}`, at most {record['steps']} steps"
         share = f"the network's share of the plain loop: {100 * record['network_share']:.0f} %"
         parts.append(f"**{about}** (CPU, threads: {record['threads']}; {share}):\n\n{generator_table(record)}")
+    for record in (r for r in records if "nearest" in r):
+        images = record["shape"][0]
+        parts.append(
+            f"**Minimal perturbations of {images} images**, {record['op'].split(',')[1].strip()} (CPU, threads: "
+            f"{record['threads']}; time for one image):\n\n{nearest_table(record)}"
+        )
     calls = [r for r in records if "microseconds" in r and "peers" not in r]
     if calls:
         parts.append(latency_table(calls))
@@ -167,6 +183,11 @@ def requirements(records: list[Record]) -> list[str]:
                 left = sum(entry["robust"]) / len(entry["robust"])
                 word = "PASS " if left <= record["limit_robust"] else "below"
                 lines.append(f"{word} {where}{threads}: {left:.4f} left standing, at most {record['limit_robust']}")
+        for entry in record.get("nearest", [])[1:]:
+            word = "PASS " if entry["ratio"] >= record["required"] else "below"
+            lines.append(
+                f"{word} {where}{threads}: {number(entry['ratio'])}x {entry['name']}, at least {record['required']}x"
+            )
         for entry in record.get("generators", []):
             for field in (field for field in ("ratio", "adam_ratio") if "adam_ratio" in entry):
                 required = record["required"][field]

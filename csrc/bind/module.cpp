@@ -76,4 +76,5 @@ PYBIND11_MODULE(_core, m) {
   sparring::bind_ops(m);
   sparring::bind_gradients(m);
   sparring::bind_lipschitz(m);
+  sparring::bind_attacks(m);
 }

@@ -9,4 +9,5 @@ PYBIND11_MODULE(_simt, m) {
   sparring::bind_ops(m);
   sparring::bind_gradients(m);
   sparring::bind_lipschitz(m);
+  sparring::bind_attacks(m);
 }

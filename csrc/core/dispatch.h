@@ -9,6 +9,8 @@
 #include "ops/conv_grad.h"
 #include "ops/dense_network.h"
 #include "ops/l1_step.h"
+#include "ops/lbfgs_accept.h"
+#include "ops/lbfgs_direction.h"
 #include "ops/loss_grad.h"
 #include "ops/pairwise_cosine.h"
 #include "ops/positive_definite.h"
@@ -23,7 +25,7 @@
   declare(ProjectL1Box) declare(L1Step) declare(RecoveryStep) declare(BiasActivation) declare(ActivationBackward)                 \
       declare(LossGrad) declare(ReluPool) declare(ReluPoolBackward) declare(Col2im) declare(DenseNetwork) declare(PairwiseCosine) \
           declare(PackBits) declare(AgreementCounts) declare(SymmetricSymbol) declare(AbsoluteSums) declare(TopEigenpair)         \
-              declare(PositiveDefinite)
+              declare(PositiveDefinite) declare(LbfgsAccept) declare(LbfgsDirection)
 
 #if defined(SPARRING_X86_LEVELS)
 #define SPARRING_DECLARE_LEVELS(Op)            \

@@ -32,12 +32,14 @@ template <>
 struct Float<float> {
   using Bits = uint32_t;
   static constexpr float largest = 3.40282346638528859812e+38f;
+  static constexpr double epsilon = 0x1p-23;
 };
 
 template <>
 struct Float<double> {
   using Bits = uint64_t;
   static constexpr double largest = 1.79769313486231570815e+308;
+  static constexpr double epsilon = 0x1p-52;
 };
 
 template <class To, class From>

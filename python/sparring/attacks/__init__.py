@@ -46,6 +46,7 @@ from sparring.attacks._result import AttackResult, GradientMaskingWarning
 from sparring.attacks.apgd import LARGE_EPS, apgd
 from sparring.attacks.evolution import differential_evolution, evolve_images
 from sparring.attacks.fgsm import fgm, fgsm
+from sparring.attacks.lbfgs import lbfgs
 from sparring.attacks.noise import gaussian_noise, uniform_noise
 from sparring.attacks.pgd import pgd, slide
 from sparring.attacks.recovery import Method, Recovery, recover
@@ -64,6 +65,7 @@ __all__ = [
     "fgm",
     "fgsm",
     "gaussian_noise",
+    "lbfgs",
     "pgd",
     "recover",
     "slide",

@@ -122,6 +122,10 @@ class Best:
         self.fooled, self.bad_grad = (torch.zeros(count, dtype=torch.bool, device=device) for _ in range(2))
         self.steps = torch.full((count,), budget, device=device)
 
+    def points(self, ball: Ball) -> Tensor:
+        """What to return: (B, ...)."""
+        return ball.exact_points(self.delta)
+
     def update(self, rows: Tensor, delta: Tensor, query: Query, step: int, *, first_only: bool) -> None:
         """Take note of the answers for the examples `rows`; with `first_only` fooled ones are settled."""
         fooled, loss = self.fooled[rows], query.loss.double()
@@ -253,7 +257,7 @@ def _likeliest_others(problem: Problem, count: int) -> Tensor:
 
 def _result(problem: Problem, best: Best) -> AttackResult:
     """Judge the points as they are returned."""
-    adv = problem.ball.exact_points(best.delta)
+    adv = best.points(problem.ball)
     with torch.no_grad():
         logits = problem.model(adv)
         loss = losses.evaluate(problem.loss, logits, problem.labels, problem.targets)
