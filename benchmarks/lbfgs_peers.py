@@ -68,7 +68,7 @@ def same_search(minimum: Minimum, margin: Margin, first: float) -> Iterator[np.n
 
 
 def nine_bisections(minimum: Minimum, margin: Margin, _first: float) -> Iterator[np.ndarray]:
-    """The same from the weight .01 on, ten times larger while it succeeds, then by bisection (advertorch's defaults)."""
+    """The same from .01 on, ten times larger while it succeeds, then by bisection (advertorch's defaults)."""
     low, high, weight = 0.0, math.inf, 0.01
     for _ in range(9):
         z = minimum(weight)

@@ -51,7 +51,9 @@ def pursue(
         sparse = descent.canvas.sparsity(descent.image) <= aims.s_max
         score = torch.where(sparse, prob, prob - 1)
         better = score > best_score[rows]
-        best[rows[better]], best_score[rows[better]] = descent.image[better], score[better]
+        at = better.nonzero()[:, 0]  # entries by their index: picked out several times as fast as by a mask
+        best.index_copy_(0, rows[at], descent.image.index_select(0, at))
+        best_score[rows[at]] = score[at]
         done = frozen | (sparse & (prob >= aims.p_min))
         if bool(done.any()):
             stop_step[rows[done]] = stop_step[rows[done]].clamp(max=step)
@@ -60,9 +62,9 @@ def pursue(
             if aims.keep_finished:
                 frozen = done
             else:
-                going = ~done
-                rows, frozen, anchor = rows[going], frozen[going], anchor[going]
-                grad, loss, sparse = grad[going], loss[going], sparse[going]
+                going = (~done).nonzero()[:, 0]
+                rows, frozen, anchor = rows[going], frozen[going], anchor.index_select(0, going)
+                grad, loss, sparse = grad.index_select(0, going), loss[going], sparse[going]
                 descent.keep(going)
         if step == aims.steps:
             break
@@ -73,14 +75,15 @@ def pursue(
             stuck = _same(descent.image, anchor)
             anchor = descent.image.clone()
         blind = _without_direction(grad)
-        before = descent.image[blind]
-        if bool(blind.any()):
-            grad = grad.masked_fill(blind.reshape(-1, *(1,) * (grad.dim() - 1)), 0)
+        if len(blind):
+            before = descent.image[blind]
+            grad = grad.index_fill(0, blind, 0)
         descent.step(step, grad, loss, sparse, frozen)
-        stuck[blind] |= _same(descent.image[blind], before)
-        stuck &= ~frozen & (restarts[rows] < aims.restarts)
-        if bool(stuck.any()):
-            at, of = stuck.nonzero()[:, 0], rows[stuck]
+        if len(blind):
+            stuck[blind] |= _same(descent.image[blind], before)
+        at = (stuck & ~frozen & (restarts[rows] < aims.restarts)).nonzero()[:, 0]
+        if len(at):
+            of = rows[at]
             restarts[of] += 1
             by_margin[of] |= restarts[of] > 1
             masks = [None] * len(at) if descent.mask is None else [*descent.mask[at]]
@@ -93,13 +96,14 @@ def pursue(
 
 
 def _without_direction(grad: Tensor) -> Tensor:
-    """Which images (bool (B,)) have a gradient that is zero, or not finite, at every entry."""
+    """The images (indices) that have a gradient which is zero, or not finite, at every entry."""
     # The quickest norm tells most apart; entries whose squares are rounded to zero, or overflow, are looked at below.
     length: Tensor = torch.linalg.vector_norm(grad.flatten(1), dim=1)
-    doubtful: Tensor = ~((length > 0) & (length < math.inf))
+    doubtful = (~((length > 0) & (length < math.inf))).nonzero()[:, 0]
+    if len(doubtful) == 0:
+        return doubtful
     part = grad[doubtful]
-    doubtful[doubtful.clone()] = ~(part.isfinite() & (part != 0)).flatten(1).any(1)
-    return doubtful
+    return doubtful[~(part.isfinite() & (part != 0)).flatten(1).any(1)]
 
 
 def _same(one: Tensor, other: Tensor) -> Tensor:
