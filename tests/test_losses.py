@@ -123,3 +123,16 @@ GOOD: dict[str, Any] = {"loss": "ce", "logits": LOGITS, "labels": LABELS, "targe
 def test_refused(wrong: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         losses.evaluate(**(GOOD | wrong))
+
+
+def test_bernoulli_by_the_formula() -> None:
+    p = torch.tensor([[0.9, 0.2, 0.5], [0.1, 1.0, 1e-8]], dtype=torch.float64)
+    found = losses.bernoulli(p.log(), torch.tensor([0, 2]))
+    first = -math.log(0.9) - math.log(0.8) - math.log(0.5)
+    assert float(found[0]) == pytest.approx(first, rel=1e-6)
+    assert found.isfinite().all()  # though p = 1 of a wrong class is impossible to be right
+    assert found[1] > 25
+    log_p = p.log().requires_grad_()
+    (grad,) = torch.autograd.grad(losses.bernoulli(log_p, torch.tensor([0, 2])).sum(), log_p)
+    assert float(grad[0, 0]) == pytest.approx(-1)
+    assert float(grad[0, 1]) == pytest.approx(0.2 / 0.8)

@@ -11,7 +11,7 @@ from torch import nn
 
 import sparring as sp
 from sparring import data
-from sparring.networks import NETWORKS, MaxNorm, ResNet18, build, cnn, lenet5, load_weights, mlp, model1
+from sparring.networks import NETWORKS, RBF, MaxNorm, ResNet18, build, cnn, lenet5, load_weights, mlp, model1
 
 
 def parameters(network: nn.Module) -> int:
@@ -273,3 +273,28 @@ def test_reference_networks_reach_their_accuracy(shared: Path, name: str, file: 
     with torch.no_grad():
         correct = torch.cat([network(images).argmax(1) for images in test.images.split(1000)]) == test.labels
     assert float(correct.float().mean()) == pytest.approx(accuracy, abs=1e-4)
+
+
+def test_radial_basis_functions_by_the_formula() -> None:
+    model = build("rbf", (1, 3, 4), 5)
+    x = torch.rand(7, 1, 3, 4, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        model.log_beta += torch.randn(5, 12, generator=torch.Generator().manual_seed(1))
+        log_p = model(x)
+        off = x.flatten(1)[:, None].double() - model.mu[None].double()
+        expected = -(model.log_beta.double().exp() * off.square()).sum(2)
+        assert torch.allclose(log_p.double(), expected, rtol=1e-4)
+        at_centres = model(model.mu.reshape(5, 1, 3, 4))
+    assert torch.allclose(at_centres.diagonal(), torch.zeros(5), atol=1e-5)
+    assert (at_centres <= 0).all()
+    with pytest.raises(ValueError, match="outputs must be positive"):
+        RBF(3, 0)
+
+
+def test_perceptrons_of_other_units() -> None:
+    model = build("sigmoid-123-456", (1, 4, 4), 3)
+    kinds = [type(layer).__name__ for layer in model]
+    assert kinds == ["Flatten", "Linear", "Sigmoid", "Linear", "Sigmoid", "Linear"]
+    assert [layer.out_features for layer in model if isinstance(layer, nn.Linear)] == [123, 456, 3]
+    assert [name for name, _ in model.named_children()][2] == "sigmoid1"
+    assert [type(layer) for layer in build("softmax", (1, 4, 4), 3)] == [nn.Flatten, nn.Linear]

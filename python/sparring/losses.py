@@ -75,6 +75,16 @@ def value(loss: Loss, logits: Tensor, labels: Tensor, targets: Tensor | None = N
     return (_at(z, targets) - _at(z, labels)) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
 
+def bernoulli(log_p: Tensor, classes: Tensor) -> Tensor:
+    """``-log p_y - sum of log(1 - p_k) over k != y``, (B,), where each class has a probability of its own.
+
+    For models that return ``log p_k`` (B, K), such as `sparring.networks.RBF`; a callable loss like any other.
+    """
+    log_p = log_p.clamp(max=-1e-6)  # at p = 1 the other class is impossible
+    others = torch.log(-torch.expm1(log_p)).scatter(1, classes[:, None], 0)
+    return -_at(log_p, classes) - others.sum(1)
+
+
 def check(loss: Loss, logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> None:
     """TypeError or ValueError unless the arguments are as `evaluate` wants them."""
     check_name(loss)

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 SMALLEST_SCALE = 1e-6  # of max-norm units
 
 
-def mlp(sizes: Sequence[int]) -> nn.Sequential:
-    """Return a multilayer perceptron with ReLU between its linear layers; the input is flattened.
+def mlp(sizes: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Return a multilayer perceptron with `activation` between its linear layers; the input is flattened.
 
     `sizes` are the numbers of inputs, of each hidden layer's units, and of outputs: (784, 128, 128, 10).
     """
@@ -31,7 +31,7 @@ def mlp(sizes: Sequence[int]) -> nn.Sequential:
     for i, (fan_in, fan_out) in enumerate(pairwise(sizes), start=1):
         layers[f"linear{i}"] = nn.Linear(fan_in, fan_out)
         if i < len(sizes) - 1:
-            layers[f"relu{i}"] = nn.ReLU()
+            layers[f"{activation.__name__.lower()}{i}"] = activation()
     return nn.Sequential(layers)
 
 
@@ -223,6 +223,31 @@ def maxnorm(input_shape: Sequence[int], outputs: int) -> nn.Sequential:
     )
 
 
+class RBF(nn.Module):
+    """Radial basis functions, one a class: ``p_k(x) = exp(-(x - mu_k)^T beta_k (x - mu_k))``, beta_k diagonal.
+
+    Returns ``log p``, (B, outputs). Every p_k is a probability of its own, that x is of class k; they need not sum to
+    1, and away from all centres all of them vanish (Goodfellow et al. 2015, section 7; `sparring.losses.bernoulli`).
+
+    Trained are the centres `mu` (outputs, inputs), at first uniform in [0, 1], and `log_beta` (outputs, inputs), at
+    first that of 1 / inputs.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        for name, value in (("inputs", inputs), ("outputs", outputs)):
+            if value < 1:
+                raise ValueError(f"{name} must be positive, got {value}")
+        self.mu = nn.Parameter(torch.rand(outputs, inputs))
+        self.log_beta = nn.Parameter(torch.full((outputs, inputs), -math.log(inputs)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, beta = x.flatten(1), self.log_beta.exp()
+        pulled = beta * self.mu
+        distance = x.square() @ beta.T - 2 * (x @ pulled.T) + (pulled * self.mu).sum(1)
+        return -distance.clamp(min=0)  # which rounding alone may fall below
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions with batch normalisation, around which the input goes unchanged, or through a 1x1 one."""
 
@@ -274,14 +299,20 @@ class ResNet18(nn.Module):
         return cast(Tensor, self.linear(x.mean((2, 3))))
 
 
-def _perceptron(*hidden: int) -> Callable[[Sequence[int], int], nn.Module]:
-    return lambda input_shape, outputs: mlp((math.prod(input_shape), *hidden, outputs))
+def _perceptron(*hidden: int, activation: type[nn.Module] = nn.ReLU) -> Callable[[Sequence[int], int], nn.Module]:
+    return lambda input_shape, outputs: mlp((math.prod(input_shape), *hidden, outputs), activation)
 
 
 NETWORKS: dict[str, Callable[[Sequence[int], int], nn.Module]] = {
     "mlp": _perceptron(128, 128),
     "mlp-256-128-128": _perceptron(256, 128, 128),
     "mlp-300-100": _perceptron(300, 100),
+    "softmax": _perceptron(),
+    "sigmoid-100-100": _perceptron(100, 100, activation=nn.Sigmoid),
+    "sigmoid-200-200": _perceptron(200, 200, activation=nn.Sigmoid),
+    "sigmoid-123-456": _perceptron(123, 456, activation=nn.Sigmoid),
+    "sigmoid-400": _perceptron(400, activation=nn.Sigmoid),
+    "rbf": lambda input_shape, outputs: RBF(math.prod(input_shape), outputs),
     "cnn": cnn,
     "lenet5": lenet5,
     "model1": model1,

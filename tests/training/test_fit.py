@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sparring as sp
-from sparring import attacks, networks
+from sparring import attacks, data, networks
 from sparring.data import Dataset
 from sparring.lipschitz import penalty, project_
 from sparring.runs import Run
@@ -344,3 +344,26 @@ def test_settings_as_json() -> None:
     assert FitConfig.from_json(json.loads(json.dumps(dataclasses.asdict(config)))) == config
     with pytest.raises(ValueError, match=r"of another version of Sparring.*differ in more"):
         FitConfig.from_json({**dataclasses.asdict(config), "more": 1})
+
+
+def test_radial_basis_functions_are_trained_with_a_loss_of_their_own() -> None:
+    digits, test = data.load("digits"), data.load("digits", split="test")
+    config = FitConfig(
+        epochs=8, optimizer="adam", lr=0.05, attack="none", loss="bernoulli", label_smoothing=0.0, test_eps=()
+    )
+    model = networks.build("rbf", digits.input_shape, 10)
+    result = fit(model, digits, test, config)
+    assert result.history[-1]["test/accuracy"] > 0.7
+    with torch.no_grad():
+        sure = model(test.images).exp()
+    assert float(sure.gather(1, test.labels[:, None]).mean()) > 3 * float(sure.mean())
+
+
+def test_that_loss_is_refused_where_it_has_no_meaning() -> None:
+    with pytest.raises(ValueError, match="label_smoothing must be 0 with loss 'bernoulli'"):
+        FitConfig(loss="bernoulli")
+    digits = data.load("digits")
+    mixture = sp.StackedEnsemble([networks.build("softmax", digits.input_shape, 10) for _ in range(2)])
+    config = FitConfig(loss="bernoulli", label_smoothing=0.0)
+    with pytest.raises(ValueError, match="loss must be 'ce' for a mixture"):
+        fit_mixture(mixture, digits, digits, config)

@@ -37,7 +37,8 @@ generator
 return_result
     False: return the adversarial inputs alone. True: an `AttackResult`.
 
-Every returned point is in the bounds and within `eps` when measured in float64. No example depends on another one, but
+`lbfgs` has no `eps`: it looks for the nearest point that fools the model. Every returned point is in the bounds and
+within `eps` when measured in float64. No example depends on another one, but
 for the rounding of the model's own arithmetic.
 """
 

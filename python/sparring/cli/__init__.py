@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sparring.cli import audit, images, lipschitz, mixture, retraining, sweeps
+from sparring.cli import audit, images, intriguing, lipschitz, mixture, retraining, sweeps
 from sparring.cli._common import users_errors
 
 app = typer.Typer(
@@ -68,6 +68,7 @@ def report(
 
 app.command(cls=retraining.Command, help=retraining.HELP, epilog=retraining.EXAMPLES)(retraining.retrain)
 app.command(cls=retraining.Command, help=mixture.HELP, epilog=mixture.EXAMPLES)(mixture.mixture)
+app.command(help=intriguing.HELP, epilog=intriguing.EXAMPLES)(intriguing.intriguing)
 app.command(help=audit.HELP, epilog=audit.EXAMPLES)(audit.audit)
 app.command(help=lipschitz.HELP, epilog=lipschitz.EXAMPLES)(lipschitz.lipschitz)
 app.add_typer(images.app, name="images")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sparring.report import audit, mixture, page, retrain
+from sparring.report import audit, intriguing, mixture, page, retrain
 from sparring.report.retrain import keep_perturbation, keep_reference
 from sparring.runs import Run, RunError
 
@@ -22,5 +22,7 @@ def write(run: Run, *, small: bool = False) -> Path:
         return page.write(run.path, *audit.story(run), small=small)
     if "mixture" in run.config:
         return page.write(run.path, *mixture.story(run), small=small)
-    commands = "`sparring retrain`, `sparring mixture` or `sparring audit`"
+    if "intriguing" in run.config:
+        return page.write(run.path, *intriguing.story(run), small=small)
+    commands = "`sparring retrain`, `sparring mixture`, `sparring intriguing` or `sparring audit`"
     raise RunError(f"{run.path} is not a run of {commands}: it has no report")

@@ -14,6 +14,7 @@ Attack = Literal["none", "fgsm", "fgm", "pgd", "apgd", "slide"]
 Updates = Literal["joint", "independent"]
 Optimizer = Literal["adadelta", "adam", "sgd"]
 Schedule = Literal["constant", "step", "cosine"]
+LossName = Literal["ce", "bernoulli"]
 
 TEST_EPS = (0.1, 0.2, 0.3, 0.4, 0.5, 1.0)
 
@@ -32,6 +33,8 @@ class FitConfig:
     alpha : the share of the loss on real images.
     optimizer, lr, weight_decay : "adadelta" has rho .95 and eps 1e-8, "sgd" momentum .9.
     schedule, lr_decay : of the learning rate; "step" multiplies it by `lr_decay` every epoch.
+    loss : J. "ce": cross-entropy; "bernoulli": that of models which return log-probabilities of each class by itself
+        (`sparring.losses.bernoulli`), single networks on labels that are not smoothed.
     label_smoothing : share of each label spread over all classes, in training.
     augment : what is done to real images; see :mod:`sparring.training.augment`.
     updates : of a mixture. "joint": the loss is that of the mixture. "independent": each member has its own loss, and
@@ -57,6 +60,7 @@ class FitConfig:
     weight_decay: float = 0.0
     schedule: Schedule = "constant"
     lr_decay: float = 1.0
+    loss: LossName = "ce"
     label_smoothing: float = 0.1
     augment: Literal["none", "affine", "crop-flip"] = "none"
     updates: Updates = "joint"
@@ -74,6 +78,7 @@ class FitConfig:
             ("attack", Attack),
             ("optimizer", Optimizer),
             ("schedule", Schedule),
+            ("loss", LossName),
             ("augment", Literal["none", "affine", "crop-flip"]),
             ("updates", Updates),
         ):
@@ -88,6 +93,8 @@ class FitConfig:
         }  # fmt: skip
         for name, (low, high) in ranges.items():
             check_range(name, getattr(self, name), low, high)
+        if self.loss == "bernoulli" and self.label_smoothing:
+            raise ValueError(f"label_smoothing must be 0 with loss 'bernoulli'; got {self.label_smoothing}")
         for eps in self.test_eps:
             check_range("test_eps", eps, *positive)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from sparring import attacks
+from sparring import attacks, losses
 from sparring._progress import Progress
 from sparring.data import Dataset
 from sparring.ensembles.mixture import Mixture
@@ -186,6 +186,8 @@ def fit_mixture(
         raise TypeError(f"mixture must be a StackedEnsemble or an Ensemble, not a {type(mixture).__name__}")
     if not bool((mixture.weights > 0).all()):
         raise ValueError("mixture has a weight of 0, which softmax never gives: begin with positive weights")
+    if config.loss != "ce":
+        raise ValueError(f"config.loss must be 'ce' for a mixture; got {config.loss!r}")
     regularizer = regularizer_of(mixture, train, config, regularizer)
     state = _State(_learner(mixture, config), _Weights.of(mixture, config), regularizer)
     return _fit(state, train, test, config, attack, after_step, run, on_progress, on_record)
@@ -247,15 +249,15 @@ def _fit(
         log("start", epoch_metrics(learner.model, test, config))
     while learner.epoch < config.epochs and not state.stopped:
         good = _pack(state)
-        losses = _epoch(state, train, config, attack, after_step, progress)
-        if losses is None:
+        means = _epoch(state, train, config, attack, after_step, progress)
+        if means is None:
             epoch = learner.epoch + 1
             _unpack(state, *good)
             state.stopped = f"the loss was not finite in epoch {epoch}; the model is that of epoch {learner.epoch}"
             log("stopped", {})
             break
         learner.epoch += 1
-        log("epoch", losses | epoch_metrics(learner.model, test, config))
+        log("epoch", means | epoch_metrics(learner.model, test, config))
     learner.model.eval()
     weights = None if state.weights is None else torch.stack(state.weights.history)
     return FitResult(learner.model, history, weights, state.stopped)
@@ -343,6 +345,8 @@ def _everywhere(condition: Tensor) -> bool:
 def _losses(state: _State, x: Tensor, labels: Tensor, config: FitConfig) -> Tensor:
     """The loss of each image, (B,): of the model, or of a mixture's members and its weights."""
     smoothing = config.label_smoothing
+    if state.weights is None and config.loss == "bernoulli":
+        return losses.bernoulli(state.learner.model(x), labels)
     if state.weights is None:
         return F.cross_entropy(state.learner.model(x), labels, reduction="none", label_smoothing=smoothing)
     mixture = state.weights.mixture

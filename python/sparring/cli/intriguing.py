@@ -1,0 +1,149 @@
+"""The command `sparring intriguing`."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from sparring.cli import _common as common
+from sparring.cli import _options as options
+from sparring.cli._options import DATA, RUN
+
+if TYPE_CHECKING:
+    from sparring.runs import Record, Run
+
+SIZE = "Size"
+
+HELP = (
+    "Repeat the experiments of the papers that found adversarial examples, and show each table beside theirs.\n\n"
+    'Trains the networks of "Intriguing properties of neural networks" (Szegedy et al. 2013) and of "Explaining and '
+    'harnessing adversarial examples" (Goodfellow et al. 2015), moves test images by as little as fools each, and asks '
+    "all others about them. The run's folder then holds the log, the networks, figures and [bold]report.html[/bold]."
+)
+
+EXAMPLES = """
+[bold]Examples[/bold]
+
+  [cyan]sparring intriguing --data mnist --quick[/cyan]
+      all tables, from smaller networks' training and fewer images, in five minutes
+
+  [cyan]sparring intriguing --data mnist --data-dir data/mnist[/cyan]
+      in full, within an hour on two cores
+
+  [cyan]sparring intriguing --resume[/cyan]
+      go on with the run that was written to last
+"""
+
+
+def intriguing(
+    context: typer.Context,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the run; by default <data>-intriguing-<number>.", rich_help_panel=RUN)
+    ] = None,
+    runs_dir: options.RunsDir = Path("runs"),
+    resume: options.Resume = False,
+    seed: options.RunSeed = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads of torch. [dim]default: torch's choice[/dim]", rich_help_panel=RUN),
+    ] = None,
+    device: options.Device = "cpu",
+    data: Annotated[
+        str, typer.Option(metavar="digits|mnist", help="Images; the papers' are MNIST.", rich_help_panel=DATA)
+    ] = "mnist",
+    data_dir: options.DataDir = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Smaller in every respect.", rich_help_panel=SIZE)] = False,
+    images: Annotated[
+        int | None,
+        typer.Option(min=1, help="Test images to distort. [dim]default: 1000, quick 200[/dim]", rich_help_panel=SIZE),
+    ] = None,
+    train_images: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Images to train on; 0: all. [dim]default: all, quick 20000[/dim]", rich_help_panel=SIZE
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="At most so many for each network. [dim]default: 30, quick 6[/dim]", rich_help_panel=SIZE
+        ),
+    ] = None,
+) -> None:
+    """See `HELP`."""
+    console = Console()
+    given = common.given(context)
+    with common.users_errors():
+        if resume:
+            run = common.reopen("intriguing", name, runs_dir, given)
+        else:
+            sizes = {"images": images, "train_images": train_images, "epochs": epochs, "seed": seed}
+            run = _new_run(name, runs_dir, given, data, data_dir, device, threads, quick, sizes)
+    _work(run, console)
+
+
+def _new_run(
+    name: str | None, runs_dir: Path, given: dict[str, Any], data: str, data_dir: Path | None, device: str,
+    threads: int | None, quick: bool, sizes: dict[str, int | None],
+) -> Run:  # fmt: skip
+    import torch
+
+    from sparring.intriguing import Plan
+    from sparring.runs import Run
+
+    plan = Plan.quick() if quick else Plan()
+    plan = plan.replace(**sizes)
+    train, test = common.data_sets(data, data_dir, device)
+    if sizes["images"] is None:
+        plan = plan.replace(images=min(plan.images, len(test)))
+    if plan.images > len(test):
+        raise ValueError(f"--images {plan.images}: {data} has {len(test)} test images")
+    return Run.create(
+        runs_dir,
+        name or f"{data}-intriguing",
+        {
+            "command": common.command("intriguing", given),
+            "data": common.about_data(train, test, data_dir),
+            "device": device,
+            "threads": threads or torch.get_num_threads(),
+            "intriguing": asdict(plan),
+            "versions": common.versions(),
+        },
+        numbered=name is None,
+    )
+
+
+def _work(run: Run, console: Console) -> None:
+    """Do what the run's configuration says, from its last checkpoint on, and write the report."""
+    import torch
+
+    from sparring import report as reports
+    from sparring.intriguing import Plan, conduct
+    from sparring.report import intriguing as pages
+
+    with common.interruptible("intriguing", run, console), common.threads_restored():
+        with contextlib.ExitStack() as stack:
+            with common.users_errors():
+                data, plan = run.config["data"], Plan(**run.config["intriguing"])
+                train, test = common.data_sets(data["name"], data["folder"], run.config["device"])
+                stack.enter_context(run)
+                torch.set_num_threads(run.config["threads"])
+            console.print(f"Run [bold]{run.path}[/bold]: {train.name}", soft_wrap=True)
+            on_progress = stack.enter_context(common.progress_bar(console))
+            conduct(
+                train, test, plan, run=run, on_progress=on_progress, on_record=lambda record: _print(record, console)
+            )
+        page = reports.write(run)
+    summary = pages.story(run)[0]
+    console.print(f"\n[bold {'green' if summary.good else 'dark_orange'}]{summary.headline}[/]", highlight=False)
+    console.print(f"Report: {page}", soft_wrap=True)
+
+
+def _print(record: Record, console: Console) -> None:
+    shown = [f"{key.replace('_', ' ')} {100 * value:.2f} %" for key, value in record.items() if key.endswith("_error")]
+    console.print(f"  {record['stage']}  {'  '.join(shown)}".rstrip(), highlight=False)

@@ -1,0 +1,355 @@
+"""The report of `sparring intriguing`: every table beside the papers' own, and what the numbers say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sparring import figures
+from sparring._text import number, percent
+from sparring.figures import Theme
+from sparring.intriguing import paper
+from sparring.report.page import Picture, Section, Summary, Table, Tile, as_picture
+from sparring.runs import Run, RunError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+MAGNIFIED = 4
+"""Times that differences are shown larger than they are."""
+CAVEAT = (
+    "The papers' networks were trained with other methods on unnamed images, and they do not say which class each "
+    "image was moved to; here that is one drawn for each. What the papers conclude is which number is larger, not its "
+    "size."
+)
+
+
+def story(run: Run) -> tuple[Summary, list[Section]]:
+    """What the report says of a run of `sparring intriguing`."""
+    checkpoint = run.checkpoint()
+    if checkpoint is None:
+        raise RunError(f"{run.path} has no checkpoint yet: there is nothing to report")
+    tensors, state = checkpoint
+    found = _Story(run.config, state["numbers"], tensors)
+    return found.summary(), found.sections()
+
+
+class _Story:
+    """What the numbers and images of a run have to say; parts whose stage is still to come are left out."""
+
+    def __init__(self, config: dict[str, Any], numbers: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        self.config, self.numbers, self.tensors = config, numbers, tensors
+
+    # -- the top of the page
+
+    def summary(self) -> Summary:
+        """The top of the page and its foot."""
+        claims = self.claims()
+        held = sum(claims.values())
+        failing = [claim for claim, holds in claims.items() if not holds]
+        headline = f"{held} of {len(claims)} findings hold" if claims else "Networks are still being trained"
+        lead = (
+            "Small perturbations fool every network; they are not noise; and many fool networks that they were not "
+            "made for."
+        )
+        if failing:
+            lead = f"Not found again: {'; '.join(failing)}."
+        return Summary(
+            what="intriguing properties",
+            headline=headline,
+            good=bool(claims) and not failing,
+            lead=lead,
+            caveat=f"{CAVEAT} Data: {self.config['data']['name']}. {self.config['data']['note']}".strip(),
+            tiles=self._tiles(),
+            command=self.config.get("command", "sparring intriguing"),
+            tables=[self._settings()],
+        )
+
+    def claims(self) -> dict[str, bool]:
+        """What the papers conclude, and whether these numbers say so too."""
+        claims: dict[str, bool] = {}
+        for title in ("cross-model", "cross-training-set"):
+            found = self.numbers.get(title)
+            if found is None:
+                continue
+            own = [found["errors"][name][i] for i, name in enumerate(found["models"])]
+            claims[f"{title}: every network errs on all images made for it"] = min(own) > 0.99
+            transfer, noise = _transfer(found), _noise(found)
+            claims[f"{title}: images made for others fool far more often than noise of at least their size"] = (
+                transfer > 2 * noise
+            )
+        if "smoothness" in self.numbers:
+            smooth = self.numbers["smoothness"]
+            at = max(range(len(smooth["radii"])), key=lambda i: smooth["optimised"][i] - smooth["random"][i])
+            claims["random perturbations are safe where optimised ones are not"] = (
+                smooth["random"][at] < 0.1 * smooth["optimised"][at]
+            )
+        if "FGS training" in self.numbers:
+            arms = self.numbers["FGS training"]
+            claims["training on FGS lowers the error under FGS, dropout and weight decay do not"] = arms["FGS"]["fgs"][
+                "error"
+            ] < 0.5 * min(arms[name]["fgs"]["error"] for name in ("plain", "dropout", "weight decay"))
+        if "RBF" in self.numbers:
+            rbf, softmax = (self.numbers["RBF"][name]["fgs"]["confidence_wrong"] for name in ("RBF", "FC10(1e-4)"))
+            claims["a radial basis function network is unsure where it errs"] = rbf < 0.5 * softmax
+        return claims
+
+    def _tiles(self) -> list[Tile]:
+        tiles = []
+        if "cross-model" in self.numbers:
+            found = self.numbers["cross-model"]
+            tiles.append(Tile("mean distortion, FC100-100-10", number(found["distortion"]["FC100-100-10"]),
+                              f"paper {paper.DISTORTION['FC100-100-10']}"))  # fmt: skip
+            tiles.append(Tile("fool another network", percent(_transfer(found)), "mean over all pairs"))
+        if "RBF" in self.numbers:
+            found = self.numbers["RBF"]["RBF"]["fgs"]
+            tiles.append(Tile("RBF, FGS .25: error", percent(found["error"]), f"paper {paper.FGS_RBF[0]} %"))
+            tiles.append(Tile("its confidence then", percent(found["confidence_wrong"]), f"paper {paper.FGS_RBF[1]} %"))
+        return tiles
+
+    def _settings(self) -> dict[str, Any]:
+        return {key.replace("_", " "): value for key, value in self.config["intriguing"].items()}
+
+    # -- the page
+
+    def sections(self) -> list[Section]:
+        """The parts, in order."""
+        parts = [self._networks()]
+        if "cross-model" in self.numbers:
+            published = {name: (*paper.CROSS_MODEL[name], paper.DISTORTION[name]) for name in paper.MODELS}
+            noise = {deviation: (*row, deviation) for deviation, row in paper.NOISE.items()}
+            parts += [self._images(), self._cross("cross-model", "Networks of other kinds", "C4", published, noise)]
+        if "cross-training-set" in self.numbers:
+            published = {name: (*paper.CROSS_SET[name], paper.CROSS_SET_DISTORTION[name]) for name in paper.HALVES}
+            noise = {deviation: (*row, deviation) for deviation, row in paper.CROSS_SET_NOISE.items()}
+            title = "Networks trained on other images"
+            parts += [self._cross("cross-training-set", title, "C5", published, noise), self._amplified()]
+        for stage, section in (
+            ("smoothness", self._smoothness),
+            ("FGS training", self._fgs_training),
+            ("RBF", self._rbf),
+            ("units", self._units),
+        ):
+            if stage in self.numbers:
+                parts.append(section())
+        return parts
+
+    def _networks(self) -> Section:
+        lines = []
+        for key, found in self.numbers.items():
+            if key.startswith("train "):
+                name = key.removeprefix("train ")
+                published = paper.TEST_ERROR.get(name)
+                lines.append([
+                    name, percent(found["train_error"]), percent(found["test_error"]),
+                    "" if published is None else f"{published} %", str(found["epochs"]),
+                ])  # fmt: skip
+        off = [
+            abs(100 * self.numbers[f"train {name}"]["test_error"] - error)
+            for name, error in paper.TEST_ERROR.items()
+            if f"train {name}" in self.numbers
+        ]
+        text = (
+            "FC: fully connected layers with sigmoid units; in brackets the weight decay. AE: a sparse autoencoder, "
+            "then softmax."
+        )
+        if off:
+            text += f" Test errors are within {max(off):.2g} points of the paper's."
+        head = ["network", "training error", "test error", "paper", "epochs"]
+        return Section("C3", "The networks", text, [], Table(head, lines))
+
+    def _images(self) -> Section:
+        picture = Picture(
+            "distorted",
+            "Images that fool each network",
+            f"of each network the images, and below them what was added, {MAGNIFIED} times larger around grey",
+            "Digits as they are, and for each of six networks the same digits moved until the network takes them for "
+            "another class; to the eye they look the same.",
+            self._grid,
+        )
+        text = (
+            "Each image is moved as little as fools the network, to a class drawn for it. Would you read another digit?"
+        )
+        return Section("C1", "The images", text, [picture])
+
+    def _grid(self, theme: Theme) -> Figure:
+        originals = self.tensors["originals"]
+        rows: list[tuple[str, list[np.ndarray | None], list[bool], str]] = []
+        none = [False] * len(originals)
+        rows.append(("", [as_picture(image) for image in originals], none, "original"))
+        for name in paper.MODELS:
+            changed = self.tensors[f"cross-model/{name}"]
+            added = (0.5 + MAGNIFIED * (changed - originals)).clamp(0, 1)
+            rows.append(("", [as_picture(image) for image in changed], none, name))
+            rows.append(("", [as_picture(image) for image in added], none, ""))
+        return figures.image_grid(theme, rows, [])
+
+    def _cross(
+        self, title: str, head: str, row: str, published: Mapping[str, Sequence[float]],
+        published_noise: Mapping[float, Sequence[float]],
+    ) -> Section:  # fmt: skip
+        found = self.numbers[title]
+        models: list[str] = found["models"]
+        lines = [["none", *map(percent, found["clean"]), ""]]
+        for name in models:
+            lines.append([f"for {name}", *map(percent, found["errors"][name]), f"{found['distortion'][name]:.3f}"])
+            lines.append(["paper", *(f"{value} %" for value in published[name][:-1]), f"{published[name][-1]}"])
+        for deviation, shares in found["noise"].items():
+            lines.append([f"noise {deviation}", *map(percent, shares), deviation])
+            theirs = published_noise[float(deviation)]
+            lines.append(["paper", *(f"{value} %" for value in theirs[:-1]), f"{theirs[-1]}"])
+        values = np.array([found["errors"][name] for name in models])
+        picture = Picture(
+            title.replace(" ", "-"),
+            "Errors on what was made for each",
+            "rows: made for; columns: shown to",
+            f"Map of the error of {len(models)} networks on images made for each: {self._said(found, published)}",
+            partial(figures.share_map, xs=[str(i + 1) for i in range(len(models))], values=values, x="shown to",
+                    rows=[f"{i + 1} {name}" for i, name in enumerate(models)], y=""),
+        )  # fmt: skip
+        text = (
+            f"{found['images']} test images, distorted for the network in each row, and the errors of the networks in "
+            "the columns on them; last the mean distortion, the root of the mean squared change. "
+            f"{self._said(found, published)}"
+        )
+        strong = [i for i, line in enumerate(lines) if line[0].startswith("for ")]
+        return Section(row, head, text, [picture], Table(["distorted", *models, "distortion"], lines, strong))
+
+    def _said(self, found: dict[str, Any], published: Mapping[str, Sequence[float]]) -> str:
+        """What a table of transfer says, in words."""
+        models = found["models"]
+        pairs = [(a, b) for a in range(len(models)) for b in range(len(models)) if a != b]
+        ours = np.array([100 * found["errors"][models[a]][b] for a, b in pairs])
+        theirs = np.array([published[models[a]][b] for a, b in pairs])
+        most, least = pairs[int(ours.argmax())], pairs[int(ours.argmin())]
+        order = float(np.corrcoef(_ranks(ours), _ranks(theirs))[0, 1]) if len(pairs) > 2 else float("nan")
+        own = min(found["errors"][name][i] for i, name in enumerate(models))
+        return (
+            f"Made for a network, images fool it in at least {percent(own)} of cases; another one in "
+            f"{percent(_transfer(found))} on average, most often {models[most[1]]} by those for {models[most[0]]} "
+            f"({ours.max():.1f} %), least often {models[least[1]]} by those for {models[least[0]]} ({ours.min():.1f} "
+            f"%); noise of the least deviation of the table in {percent(_noise(found))}. The paper's pairs come in the "
+            f"same order with a rank correlation of {order:.2f}."
+        )
+
+    def _amplified(self) -> Section:
+        found = self.numbers["cross-training-set"]
+        lines = [[f"for {name}", *map(percent, shares)] for name, shares in found["amplified"].items()]
+        text = f"The same images with every distortion made larger or smaller until it is {paper.AMPLIFIED}."
+        table = Table(["distorted", *found["models"]], lines)
+        return Section("C5", f"The same, rescaled to {paper.AMPLIFIED}", text, [], table)
+
+    def _smoothness(self) -> Section:
+        found = self.numbers["smoothness"]
+        curves = {
+            "optimised": (found["radii"], found["optimised"]),
+            f"worst of {found['draws']} random": (found["radii"], found["random_worst"]),
+            "random": (found["radii"], found["random"]),
+        }
+        at = max(range(len(found["radii"])), key=lambda i: found["optimised"][i] - found["random"][i])
+        words = (
+            f"at a distance of {found['radii'][at]:g} a random direction misleads {percent(found['random'][at])} of "
+            f"the images, the best one {percent(found['optimised'][at])}; half are misled within {found['median']:.3g}"
+        )
+        picture = Picture(
+            "smoothness",
+            "Misled images by distance",
+            words,
+            f"Curves of the share of images misled by perturbations of each L2 distance: {words}.",
+            partial(figures.curves, series=curves, x="L2 distance", y="", shares=True, whole=False),
+        )
+        text = "FC100-100-10: around an image nearly every direction is safe, but not all of them."
+        return Section("C6", "Is the neighbourhood safe?", text, [picture])
+
+    def _fgs_training(self) -> Section:
+        lines = [
+            [
+                name,
+                percent(arm["clean"]["error"]),
+                percent(arm["fgs"]["error"]),
+                percent(arm["fgs"]["confidence_wrong"]),
+            ]
+            for name, arm in self.numbers["FGS training"].items()
+        ]
+        text = (
+            "A perceptron of 300 and 100 rectified units, trained as usual, with weight decay, with dropout, and on "
+            f"images moved by the fast gradient sign method (FGS) with eps {paper.FGS_EPS} for half of the loss. One "
+            "step of FGS is the weakest of attacks, and a network can learn it without being robust."
+        )
+        head = ["training", "error", f"error under FGS {paper.FGS_EPS}", "confidence in mistakes"]
+        return Section("C9", "Training on adversarial images", text, [], Table(head, lines))
+
+    def _rbf(self) -> Section:
+        lines = []
+        for name, (error, confidence) in (("FC10(1e-4)", paper.FGS_SOFTMAX), ("RBF", paper.FGS_RBF)):
+            found = self.numbers["RBF"][name]
+            lines.append([
+                name, percent(found["clean"]["error"]), percent(found["clean"]["confidence"]),
+                percent(found["fgs"]["error"]), percent(found["fgs"]["confidence_wrong"]),
+            ])  # fmt: skip
+            clean = f"{paper.CONFIDENCE_RBF_CLEAN} %" if name == "RBF" else ""
+            lines.append(["paper", "", clean, f"{error} %", f"{confidence} %"])
+        text = (
+            "One radial basis function for each class against softmax regression: away from what it knows, the first "
+            "is unsure, the second is not. Confidence is the largest probability of a class; those of the first need "
+            "not sum to 1."
+        )
+        head = ["network", "error", "confidence", f"error under FGS {paper.FGS_EPS}", "confidence in mistakes"]
+        return Section("C10", "Networks that know when they do not know", text, [], Table(head, lines))
+
+    def _units(self) -> Section:
+        found = self.numbers["units"]
+        lines, pictures = [], []
+        for layer, of in found.items():
+            for kind, words in (("units", "units"), ("random", "random directions")):
+                low, high = of[kind]["interval"]
+                lines.append([
+                    layer, words, str(of[kind]["count"]), percent(of[kind]["purity"]),
+                    f"{percent(low)} to {percent(high)}",
+                ])  # fmt: skip
+                pictures.append(
+                    Picture(
+                        f"units-{layer}-{kind}",
+                        f"{layer}: {words}",
+                        f"a row each: the test images that activate it most, and last the input optimised for it; "
+                        f"{percent(of[kind]['purity'])} of top images are of one class",
+                        f"Grid of the test images that activate eight {words} of {layer} most, and of inputs optimised "
+                        "for each.",
+                        partial(self._panel, layer, kind),
+                    )
+                )
+        text = (
+            "If single units stood for something, the images that activate one would have more in common than those "
+            "that activate a random direction of the same layer. Purity: the share of the top images that are of the "
+            "most frequent class among them, with a 95 % interval of its mean."
+        )
+        table = Table(["layer", "of", "count", "purity", "interval"], lines, words=[1])
+        return Section("C11", "Units and directions", text, pictures, table)
+
+    def _panel(self, layer: str, kind: str, theme: Theme) -> Figure:
+        top, best = (self.tensors[f"units/{layer}/{kind}/{name}"] for name in ("top", "optimised"))
+        rows: list[tuple[str, list[np.ndarray | None], list[bool], str]] = []
+        for i, (images, optimised) in enumerate(zip(top, best, strict=True)):
+            pictures: list[np.ndarray | None] = [*map(as_picture, images), as_picture(optimised)]
+            rows.append((str(i + 1), pictures, [False] * len(images) + [True], ""))
+        return figures.image_grid(theme, rows, [])
+
+
+def _transfer(found: dict[str, Any]) -> float:
+    """Mean error of networks on images made for others."""
+    models = found["models"]
+    values = [found["errors"][a][i] for a in models for i, b in enumerate(models) if a != b]
+    return float(np.mean(values))
+
+
+def _noise(found: dict[str, Any]) -> float:
+    """Mean error under the weakest noise of the table."""
+    return float(np.mean(found["noise"][min(found["noise"], key=float)]))
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    return values.argsort().argsort().astype(float)
