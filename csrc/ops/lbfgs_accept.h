@@ -95,7 +95,7 @@ SPARRING_FN void lbfgs_accept(Team team, const LbfgsAccept<Real>& a, int64_t row
       });
     }
   }
-  const bool stuck = !accepted & (first | (shrinks >= kMostShrinks));
+  const bool stuck = accepted ? false : first | (shrinks >= kMostShrinks);
   if (accepted) {
     team.each(n, [=](int64_t i) {
       z[i] = trial[i];

@@ -73,7 +73,7 @@ SPARRING_FN void lbfgs_direction(Team team, const LbfgsDirection<Real>& a, int64
     });
     bend[at] = sums.first;
     share[at] = sums.second / sums.first;
-    if (!(bend[at] > 0) | !is_finite(share[at])) {
+    if (!((bend[at] > 0) & is_finite(share[at]))) {
       bend[at] = 0;
       continue;
     }

@@ -206,7 +206,7 @@ def _approach(problem: Problem, settings: Settings, nearest: Nearest) -> None:
     nearer = found.distance < nearest.distance
     nearest.nearest[nearer], nearest.distance[nearer] = found.nearest[nearer], found.distance[nearer]
     nearest.steps += found.steps
-    nearest.bad_grad |= hopeless
+    nearest.bad_grad |= hopeless & ~fooled
 
 
 def _minimise(
