@@ -20,11 +20,11 @@ from sparring.training.loop import Journal, Record
 
 FORMAT = "sparring intriguing 1"
 FGS_ARMS: dict[str, Recipe] = {
-    "plain": Recipe("mlp-300-100", epochs=20),
-    "weight decay": Recipe("mlp-300-100", epochs=20, weight_decay=1e-4),
-    "dropout": Recipe("mlp-300-100", epochs=20, dropout=0.5),
-    "FGS": Recipe("mlp-300-100", epochs=20, alpha=0.5),
-    "FGS, dropout": Recipe("mlp-300-100", epochs=20, alpha=0.5, dropout=0.5),
+    "plain": Recipe("mlp-300-100", lr=1e-3),
+    "weight decay": Recipe("mlp-300-100", lr=1e-3, weight_decay=1e-4),
+    "dropout": Recipe("mlp-300-100", lr=1e-3, dropout=0.5),
+    "FGS": Recipe("mlp-300-100", lr=1e-3, alpha=0.5),
+    "FGS, dropout": Recipe("mlp-300-100", lr=1e-3, alpha=0.5, dropout=0.5),
 }
 SHOWN = 8
 """Images of each network, and units of each layer, that are kept to be looked at."""

@@ -35,8 +35,8 @@ class Recipe:
 
     network: str
     decay: float = 0.0
-    epochs: int = 30
-    lr: float = 1e-3
+    epochs: int = 20
+    lr: float = 3e-3
     part: str = "all"
     code: bool = False
     loss: LossName = "ce"
@@ -47,12 +47,12 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    "FC10(1e-4)": Recipe("softmax", decay=1e-4, epochs=30),
-    "FC10(1e-2)": Recipe("softmax", decay=1e-2, epochs=15),
-    "FC10(1)": Recipe("softmax", decay=1.0, epochs=15),
+    "FC10(1e-4)": Recipe("softmax", decay=1e-4, lr=1e-3),
+    "FC10(1e-2)": Recipe("softmax", decay=1e-2, lr=1e-3, epochs=10),
+    "FC10(1)": Recipe("softmax", decay=1.0, lr=1e-3, epochs=10),
     "FC100-100-10": Recipe("sigmoid-100-100", decay=1e-5),
     "FC200-200-10": Recipe("sigmoid-200-200", decay=1e-5),
-    "AE400-10": Recipe("sigmoid-400", decay=1e-6, code=True),
+    "AE400-10": Recipe("sigmoid-400", decay=1e-6, code=True, epochs=30),
     "FC100-100-10 (P1)": Recipe("sigmoid-100-100", decay=1e-5, part="P1"),
     "FC123-456-10 (P1)": Recipe("sigmoid-123-456", decay=1e-5, part="P1"),
     "FC100-100-10' (P2)": Recipe("sigmoid-100-100", decay=1e-5, part="P2"),
