@@ -38,6 +38,8 @@ def train_encoder(
     images : (N, inputs)
     epochs, lr, batch_size
         Of Adam, whose rate falls to 0 along half a cosine.
+    corruption
+        Share of the entries, drawn anew each time, that the encoder is not shown; the decoder is asked for them.
     """
     generator = stream(seed, "decoder")
     decoder = cast(nn.Linear, _blank(nn.Linear, encoder.out_features, encoder.in_features, device=images.device))
