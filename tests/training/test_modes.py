@@ -123,7 +123,7 @@ def test_a_masked_pool_stays_black_where_it_is_masked(train: Dataset, config: Re
     config = replace(config, pool_images=5, mask_fraction=0.75)
     pool = Pool.begin(train, config, generation=0)
     with torch.random.fork_rng(devices=()):
-        torch.manual_seed(0)  # of some networks all images end black
+        torch.manual_seed(1)  # of some networks all images end black
         model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     assert pool.mask.flatten(1).sum(1).tolist() == [4] * 5
     assert len(pool.mask.flatten(1).unique(dim=0)) == 5
