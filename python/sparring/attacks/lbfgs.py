@@ -159,7 +159,7 @@ def lbfgs(
     sharpness
         Factors of the logits before the loss, one search after the other, each from where the last one ended. A
         cross-entropy weighs all classes, also those that are no obstacle: with ten of them the points it leads to lie a
-        few per cent beyond the nearest. (1, 10, 100) comes to within a thousandth, in three times the steps.
+        few per cent beyond the nearest. (1, 10, 100) comes to about a thousandth, in three times the steps.
     generator
         Draws random targets; None: one with seed 0.
 

@@ -33,7 +33,7 @@ EXAMPLES = """
       all tables, from smaller networks' training and fewer images, in five minutes
 
   [cyan]sparring intriguing --data mnist --data-dir data/mnist[/cyan]
-      in full, within an hour on two cores
+      in full
 
   [cyan]sparring intriguing --resume[/cyan]
       go on with the run that was written to last

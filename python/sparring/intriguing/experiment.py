@@ -117,7 +117,7 @@ def conduct(
     train, test
         MNIST, or other images of one size; on one device.
     plan
-        How large they are; by default `Plan()`, an hour on two cores.
+        How large they are; by default `Plan()`.
     run
         Keeps what each stage found, and gives it back; without one nothing is kept.
     on_progress
