@@ -10,7 +10,9 @@ def percent(share: float) -> str:
     """Such as "16.4 %"; "0 %" and "100 %" only where it is exactly that."""
     if share in (0, 1):
         return f"{100 * share:.0f} %"
-    return f"{100 * share:.1f} %" if 0.0005 <= share < 0.9995 else f"{100 * share:.4g} %"
+    if share < 0.0005:
+        return f"{100 * share:.2g} %"
+    return f"{100 * share:.1f} %" if share < 0.9995 else f"{100 * share:.4g} %"
 
 
 def number(value: float | None) -> str:

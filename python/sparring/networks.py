@@ -230,7 +230,8 @@ class RBF(nn.Module):
     1, and away from all centres all of them vanish (Goodfellow et al. 2015, section 7; `sparring.losses.bernoulli`).
 
     Trained are the centres `mu` (outputs, inputs), at first uniform in [0, 1], and `log_beta` (outputs, inputs), at
-    first that of 1 / inputs.
+    first that of 0.03. From a beta much smaller, pixels that are the same in all training images keep it, and the
+    network stays as sure when they change.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -239,7 +240,7 @@ class RBF(nn.Module):
             if value < 1:
                 raise ValueError(f"{name} must be positive, got {value}")
         self.mu = nn.Parameter(torch.rand(outputs, inputs))
-        self.log_beta = nn.Parameter(torch.full((outputs, inputs), -math.log(inputs)))
+        self.log_beta = nn.Parameter(torch.full((outputs, inputs), math.log(0.03)))
 
     def forward(self, x: Tensor) -> Tensor:
         x, beta = x.flatten(1), self.log_beta.exp()

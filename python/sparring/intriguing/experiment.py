@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from sparring.intriguing import paper, tables
 from sparring.intriguing.recipes import RECIPES, Recipe, train, with_dropout
 from sparring.training.loop import Journal, Record
 
-FORMAT = "sparring intriguing 1"
+FORMAT = "sparring intriguing 2"
 FGS_ARMS: dict[str, Recipe] = {
     "plain": Recipe("mlp-300-100", lr=1e-3),
     "weight decay": Recipe("mlp-300-100", lr=1e-3, weight_decay=1e-4),
@@ -235,10 +236,11 @@ def _rbf(setting: Setting) -> None:
     images, labels, found = setting.test.images, setting.test.labels, {}
     for name, loss in (("FC10(1e-4)", "ce"), ("RBF", losses.bernoulli)):
         model, independent = setting.network(name), name == "RBF"
-        moved = tables.under_fgs(model, images, labels, paper.FGS_EPS, loss)
+        moved = partial(tables.under_fgs, model, images, labels, paper.FGS_EPS, loss)
+        shown = {"clean": images, "fgs": moved(clipped=False), "fgs clipped": moved(clipped=True)}
         found[name] = {
-            "clean": asdict(tables.mistakes(model, images, labels, independent=independent)),
-            "fgs": asdict(tables.mistakes(model, moved, labels, independent=independent)),
+            kind: asdict(tables.mistakes(model, these, labels, independent=independent))
+            for kind, these in shown.items()
         }
     setting.findings.numbers["RBF"] = found
 

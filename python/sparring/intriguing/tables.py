@@ -74,8 +74,11 @@ def mistakes(model: nn.Module, images: Tensor, labels: Tensor, *, independent: b
     return Mistakes(float(wrong.double().mean()), float(sure[wrong].mean()), float(sure.mean()))
 
 
-def under_fgs(model: nn.Module, images: Tensor, labels: Tensor, eps: float, loss: Loss = "ce") -> Tensor:
-    """The images after a step of the fast gradient sign method."""
-    moved = fgsm(model, images, labels, eps=eps, loss=loss)
+def under_fgs(
+    model: nn.Module, images: Tensor, labels: Tensor, eps: float, loss: Loss = "ce", *, clipped: bool = True
+) -> Tensor:
+    """The images after a step of the fast gradient sign method, and, unless `clipped`, left as far outside [0, 1]."""
+    bounds = (0.0, 1.0) if clipped else (-eps, 1 + eps)
+    moved = fgsm(model, images, labels, eps=eps, loss=loss, bounds=bounds)
     assert isinstance(moved, Tensor)
     return moved
