@@ -1,4 +1,4 @@
-"""The results as tables: ``python benchmarks/table.py [--readme README.md]`` prints them and rewrites the README's."""
+"""The results as tables: ``python benchmarks/table.py`` prints them, and with ``--write`` renews docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 Record = dict[str, Any]
 
@@ -210,8 +211,8 @@ def describe(machine: dict[str, Any]) -> str:
     return f"{machine['processor']}, {machine['cores']} cores{gpu}; torch {machine['versions']['torch']}; float32{load}"
 
 
-def readme() -> str:
-    """The section for the README, from every results file."""
+def page() -> str:
+    """What the page says, from every results file."""
     parts = [
         "Time of each peer divided by ours, with a preallocated output, medians over interleaved rounds; largest error "
         "against the float64 oracle, and by how much the answer exceeds the budget and the box (empty: not at all). "
@@ -226,18 +227,16 @@ def readme() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--readme", type=Path, help=f"rewrite what stands between {BEGIN} and {END} in this file")
-    target = parser.parse_args().readme
-    text = readme()
+    parser.add_argument("--write", action="store_true", help=f"renew what {PAGE.name} has between {BEGIN} and {END}")
+    write = parser.parse_args().write
+    text = page()
     print(text)
     for path in sorted(RESULTS.glob("*.json")):
         print("\n" + "\n".join(requirements(json.loads(path.read_text())["records"])))
-    if target:
-        before, begin, rest = target.read_text().partition(BEGIN)
-        _, end, after = rest.partition(END)
-        if not (begin and end):
-            parser.error(f"{target} lacks the lines {BEGIN} and {END}")
-        target.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+    if write:
+        before, _, rest = PAGE.read_text().partition(BEGIN)
+        after = rest.partition(END)[2]
+        PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -22,9 +23,13 @@ def load(defines: tuple[str, ...] = ()) -> ModuleType:
     """The module, built from csrc/ with further preprocessor `defines`; kept in build/, rebuilt when sources change."""
     tag = hashlib.sha256(" ".join((sys.version, *defines)).encode()).hexdigest()[:8]
     build = SOURCE / "build" / f"simt-{tag}"
+    build.mkdir(parents=True, exist_ok=True)
     configure = ["-DSPARRING_SIMT=ON", "-DSPARRING_CUDA=OFF", f"-DPython_EXECUTABLE={sys.executable}"]
-    _run("cmake", "-S", SOURCE, "-B", build, "-G", "Ninja", *configure, f"-DSPARRING_SIMT_DEFINES={';'.join(defines)}")
-    _run("cmake", "--build", build, "--target", "_simt")
+    configure.append(f"-DSPARRING_SIMT_DEFINES={';'.join(defines)}")
+    with (build / "lock").open("w") as lock:  # of several processes that run tests, one builds
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _run("cmake", "-S", SOURCE, "-B", build, "-G", "Ninja", *configure)
+        _run("cmake", "--build", build, "--target", "_simt")
     (path,) = build.glob("_simt*.so")
     spec = importlib.util.spec_from_file_location("_simt", path)
     assert spec is not None

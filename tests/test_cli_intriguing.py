@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sparring import report
 from sparring.intriguing import STAGES, paper
+from sparring.report.intriguing import story
+from sparring.report.intriguing.words import claims
 from sparring.runs import Run
 from test_cli import message, sparring
 
@@ -48,11 +49,11 @@ def test_the_page(run: Path) -> None:
         assert all(f"{value} %" in page for value in row)
     assert page.count("<img") == 8
     assert 'alt=""' not in page
-    summary, sections = report.intriguing.story(Run.open(run))
+    summary, sections = story(Run.open(run))
     assert [section.number for section in sections] == ["C3", "C1", "C4", "C5", "C5", "C6", "C9", "C10", "C11"]
-    claims = report.intriguing._Story({}, *_found(run)).claims()
-    assert len(claims) == 7
-    assert summary.headline == f"{sum(claims.values())} of 7 findings hold"
+    held = claims(_found(run)[0])
+    assert len(held) == 7
+    assert summary.headline == f"{sum(held.values())} of 7 findings hold"
 
 
 def _found(run: Path) -> tuple[dict[str, object], dict[str, object]]:
@@ -67,7 +68,8 @@ def test_claims_are_those_of_the_numbers() -> None:
     cross = {
         "models": ["a", "b"],
         "errors": {"a": [1.0, 0.4], "b": [0.3, 1.0]},
-        "noise": {"0.1": [0.1, 0.1], "0.3": [0.5, 0.5]},
+        "distortion": {"a": 0.05, "b": 0.07},
+        "noise": {"0.05": [0.0, 0.0], "0.1": [0.1, 0.1], "0.3": [0.5, 0.5]},
     }
     smooth = {"radii": [1.0, 2.0], "random": [0.0, 0.01], "optimised": [0.2, 0.9]}
     arms = {
@@ -76,17 +78,16 @@ def test_claims_are_those_of_the_numbers() -> None:
     }
     sure = {name: {"fgs": {"confidence_wrong": value}} for name, value in (("RBF", 0.1), ("FC10(1e-4)", 0.8))}
     numbers = {"cross-model": cross, "smoothness": smooth, "FGS training": arms, "RBF": sure}
-    claims = report.intriguing._Story({}, numbers, {}).claims()
-    assert len(claims) == 5
-    assert all(claims.values())
+    assert len(claims(numbers)) == 5
+    assert all(claims(numbers).values())
     worse = {
         "cross-model": {**cross, "errors": {"a": [0.9, 0.1], "b": [0.1, 1.0]}},
         "smoothness": {**smooth, "random": [0.1, 0.5]},
         "FGS training": {**arms, "FGS": {"fgs": {"error": 0.7}}},
         "RBF": {**sure, "RBF": {"fgs": {"confidence_wrong": 0.7}}},
     }
-    assert not any(report.intriguing._Story({}, worse, {}).claims().values())
-    assert report.intriguing._Story({}, {}, {}).claims() == {}
+    assert not any(claims(worse).values())
+    assert claims({}) == {}
 
 
 def test_it_goes_on_and_writes_the_page_again(run: Path) -> None:

@@ -234,7 +234,7 @@ def image_grid(
     columns = max((len(images) for _, images, _, _ in rows), default=0)
     first = 1.3 if len(real) else 0.0  # where the made images begin, in steps from one image to the next
     left, step = 0.3, 2.8 / (first + max(1, columns))  # inches
-    right = max(0.62, 0.16 + 0.05 * max((len(remark) for _, _, _, remark in rows), default=0))
+    right = max(0.62, 0.16 + 0.06 * max((len(remark) for _, _, _, remark in rows), default=0))
     canvas = _Canvas(len(rows), first + columns, step, to_rgb(theme.paper))
     for r, (_, images, framed, _) in enumerate(rows):
         if len(real):

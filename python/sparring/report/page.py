@@ -26,13 +26,17 @@ SMALL_DPI, SMALL_COLOURS = 110, 64
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure in the report: a file name, a title, a line of text, what it shows in words, and how it is drawn."""
+    """A figure in the report: a file name, a title, a line of text, what it shows in words, and how it is drawn.
+
+    One that is `wide` has a row of the page to itself.
+    """
 
     file: str
     title: str
     text: str
     alt: str
     draw: Draw
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,14 +105,14 @@ def write(run: Path, summary: Summary, sections: Sequence[Section], *, small: bo
     return draft.replace(run / "report.html")
 
 
-def _rendered(picture: Picture, folder: Path, small: bool) -> dict[str, str]:
-    images = {}
+def _rendered(picture: Picture, folder: Path, small: bool) -> dict[str, str | bool]:
+    images: dict[str, str] = {}
     for theme in (LIGHT, DARK):
         content = _png(picture.draw(theme), small)
         images[theme.name] = "data:image/png;base64," + base64.b64encode(content).decode()
         if theme is LIGHT:
             (folder / f"{picture.file}.png").write_bytes(content)
-    return {"title": picture.title, "text": picture.text, "alt": picture.alt, **images}
+    return {"title": picture.title, "text": picture.text, "alt": picture.alt, "wide": picture.wide, **images}
 
 
 def _png(figure: Figure, small: bool) -> bytes:

@@ -1,10 +1,9 @@
-"""The report of `sparring intriguing`: every table beside the papers' own, and what the numbers say."""
+"""The parts of the page: every table beside the papers' own."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,8 +12,8 @@ from sparring import figures
 from sparring._text import number, percent
 from sparring.figures import Theme
 from sparring.intriguing import paper
+from sparring.report.intriguing.words import claims, compared, said, transfer
 from sparring.report.page import Picture, Section, Summary, Table, Tile, as_picture
-from sparring.runs import Run, RunError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,17 +28,7 @@ CAVEAT = (
 )
 
 
-def story(run: Run) -> tuple[Summary, list[Section]]:
-    """What the report says of a run of `sparring intriguing`."""
-    checkpoint = run.checkpoint()
-    if checkpoint is None:
-        raise RunError(f"{run.path} has no checkpoint yet: there is nothing to report")
-    tensors, state = checkpoint
-    found = _Story(run.config, state["numbers"], tensors)
-    return found.summary(), found.sections()
-
-
-class _Story:
+class Story:
     """What the numbers and images of a run have to say; parts whose stage is still to come are left out."""
 
     def __init__(self, config: dict[str, Any], numbers: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -49,10 +38,10 @@ class _Story:
 
     def summary(self) -> Summary:
         """The top of the page and its foot."""
-        claims = self.claims()
-        held = sum(claims.values())
-        failing = [claim for claim, holds in claims.items() if not holds]
-        headline = f"{held} of {len(claims)} findings hold" if claims else "Networks are still being trained"
+        found = claims(self.numbers)
+        held = sum(found.values())
+        failing = [claim for claim, holds in found.items() if not holds]
+        headline = f"{held} of {len(found)} findings hold" if found else "Networks are still being trained"
         lead = (
             "Small perturbations fool every network; they are not noise; and many fool networks that they were not "
             "made for."
@@ -62,42 +51,13 @@ class _Story:
         return Summary(
             what="intriguing properties",
             headline=headline,
-            good=bool(claims) and not failing,
+            good=bool(found) and not failing,
             lead=lead,
-            caveat=f"{CAVEAT} Data: {self.config['data']['name']}. {self.config['data']['note']}".strip(),
+            caveat=f"{CAVEAT} Data: {', '.join(filter(None, (self.config['data'][key] for key in ('name', 'note'))))}.",
             tiles=self._tiles(),
             command=self.config.get("command", "sparring intriguing"),
             tables=[self._settings()],
         )
-
-    def claims(self) -> dict[str, bool]:
-        """What the papers conclude, and whether these numbers say so too."""
-        claims: dict[str, bool] = {}
-        for title in ("cross-model", "cross-training-set"):
-            found = self.numbers.get(title)
-            if found is None:
-                continue
-            own = [found["errors"][name][i] for i, name in enumerate(found["models"])]
-            claims[f"{title}: every network errs on all images made for it"] = min(own) > 0.99
-            transfer, noise = _transfer(found), _noise(found)
-            claims[f"{title}: images made for others fool far more often than noise of at least their size"] = (
-                transfer > 2 * noise
-            )
-        if "smoothness" in self.numbers:
-            smooth = self.numbers["smoothness"]
-            at = max(range(len(smooth["radii"])), key=lambda i: smooth["optimised"][i] - smooth["random"][i])
-            claims["random perturbations are safe where optimised ones are not"] = (
-                smooth["random"][at] < 0.1 * smooth["optimised"][at]
-            )
-        if "FGS training" in self.numbers:
-            arms = self.numbers["FGS training"]
-            claims["training on FGS lowers the error under FGS, dropout and weight decay do not"] = arms["FGS"]["fgs"][
-                "error"
-            ] < 0.5 * min(arms[name]["fgs"]["error"] for name in ("plain", "dropout", "weight decay"))
-        if "RBF" in self.numbers:
-            rbf, softmax = (self.numbers["RBF"][name]["fgs"]["confidence_wrong"] for name in ("RBF", "FC10(1e-4)"))
-            claims["a radial basis function network is unsure where it errs"] = rbf < 0.25 * softmax
-        return claims
 
     def _tiles(self) -> list[Tile]:
         tiles = []
@@ -105,7 +65,7 @@ class _Story:
             found = self.numbers["cross-model"]
             tiles.append(Tile("mean distortion, FC100-100-10", number(found["distortion"]["FC100-100-10"]),
                               f"paper {paper.DISTORTION['FC100-100-10']}"))  # fmt: skip
-            tiles.append(Tile("fool another network", percent(_transfer(found)), "mean over all pairs"))
+            tiles.append(Tile("fool another network", percent(transfer(found)), "mean over all pairs"))
         if "RBF" in self.numbers:
             found = self.numbers["RBF"]["RBF"]["fgs"]
             tiles.append(Tile("RBF, FGS .25: error", percent(found["error"]), f"paper {paper.FGS_RBF[0]} %"))
@@ -171,6 +131,7 @@ class _Story:
             "Digits as they are, and for each of six networks the same digits moved until the network takes them for "
             "another class; to the eye they look the same.",
             self._grid,
+            wide=True,
         )
         text = (
             "Each image is moved as little as fools the network, to a class drawn for it. Would you read another digit?"
@@ -208,49 +169,26 @@ class _Story:
             title.replace(" ", "-"),
             "Errors on what was made for each",
             "rows: made for; columns: shown to",
-            f"Map of the error of {len(models)} networks on images made for each: {self._said(found, published)}",
+            f"Map of the error of {len(models)} networks on images made for each: {said(found, published)}",
             partial(figures.share_map, xs=[str(i + 1) for i in range(len(models))], values=values, x="shown to",
                     rows=[f"{i + 1} {name}" for i, name in enumerate(models)], y=""),
         )  # fmt: skip
         text = (
             f"{found['images']} test images, distorted for the network in each row, and the errors of the networks in "
             "the columns on them; last the mean distortion, the root of the mean squared change. "
-            f"{self._said(found, published)}"
+            f"{said(found, published)}"
         )
         strong = [i for i, line in enumerate(lines) if line[0].startswith("for ")]
         return Section(row, head, text, [picture], Table(["distorted", *models, "distortion"], lines, strong))
 
-    def _said(self, found: dict[str, Any], published: Mapping[str, Sequence[float]]) -> str:
-        """What a table of transfer says, in words."""
-        models = found["models"]
-        pairs = _pairs(models)
-        ours = np.array([100 * found["errors"][models[a]][b] for a, b in pairs])
-        theirs = np.array([published[models[a]][b] for a, b in pairs])
-        most, least = pairs[int(ours.argmax())], pairs[int(ours.argmin())]
-        own = min(found["errors"][name][i] for i, name in enumerate(models))
-        said = (
-            f"Made for a network, images fool it in at least {percent(own)} of cases; another one in "
-            f"{percent(_transfer(found))} on average (the paper: {theirs.mean():.1f} %), most often {models[most[1]]} "
-            f"by those for {models[most[0]]} ({ours.max():.1f} %), least often {models[least[1]]} by those for "
-            f"{models[least[0]]} ({ours.min():.1f} %). Noise of the least deviation of the table does so in "
-            f"{percent(_noise(found))}, and {percent(float(np.mean(found['clean'])))} are wrong without any change."
-        )
-        if models == [*paper.HALVES]:
-            same, other = ([sorted(pair) == [0, 1] for pair in pairs], [2 in pair for pair in pairs])
-            said += (
-                f" Between the two networks trained on the same images {ours[same].mean():.1f} % get through, to and "
-                f"from the third {ours[other].mean():.1f} %; in the paper {theirs[same].mean():.1f} and "
-                f"{theirs[other].mean():.1f} %."
-            )
-        else:
-            order = float(np.corrcoef(_ranks(ours), _ranks(theirs))[0, 1])
-            said += f" The paper's pairs come in the same order with a rank correlation of {order:.2f}."
-        return said
-
     def _amplified(self) -> Section:
         found = self.numbers["cross-training-set"]
         lines = [[f"for {name}", *map(percent, shares)] for name, shares in found["amplified"].items()]
-        text = f"The same images with every distortion made larger or smaller until it is {paper.AMPLIFIED}."
+        text = (
+            f"The same images with every distortion made larger or smaller until it is {paper.AMPLIFIED}: then they "
+            f"mislead the other networks in {percent(transfer(found, 'amplified'))}, where it was "
+            f"{percent(transfer(found))}."
+        )
         table = Table(["distorted", *found["models"]], lines)
         return Section("C5", f"The same, rescaled to {paper.AMPLIFIED}", text, [], table)
 
@@ -277,15 +215,6 @@ class _Story:
         return Section("C6", "Is the neighbourhood safe?", text, [picture])
 
     def _fgs_training(self) -> Section:
-        lines = [
-            [
-                name,
-                percent(arm["clean"]["error"]),
-                percent(arm["fgs"]["error"]),
-                percent(arm["fgs"]["confidence_wrong"]),
-            ]
-            for name, arm in self.numbers["FGS training"].items()
-        ]
         arms = self.numbers["FGS training"]
         under = {name: percent(arm["fgs"]["error"]) for name, arm in arms.items()}
         text = (
@@ -296,6 +225,10 @@ class _Story:
             f"{percent(arms['FGS']['clean']['error'])}, the first on {percent(arms['plain']['clean']['error'])}. One "
             "step of FGS is the weakest of attacks, and a network can learn it without being robust."
         )
+        lines = []
+        for name, arm in arms.items():
+            shares = (arm["clean"]["error"], arm["fgs"]["error"], arm["fgs"]["confidence_wrong"])
+            lines.append([name, *map(percent, shares)])
         head = ["training", "error", f"error under FGS {paper.FGS_EPS}", "confidence in mistakes"]
         return Section("C9", "Training on adversarial images", text, [], Table(head, lines))
 
@@ -350,11 +283,13 @@ class _Story:
                         partial(self._panel, layer, kind),
                     )
                 )
-        said = " ".join(_compared(layer, of) for layer, of in found.items())
+        comparison = " ".join(compared(layer, of) for layer, of in found.items())
         text = (
             "If single units stood for something, the images that activate one would have more in common than those "
             "that activate a random direction of the same layer. Purity: the share of the top images that are of the "
-            f"most frequent class among them, with a 95 % interval of its mean. {said}"
+            f"most frequent class among them, with a 95 % interval of its mean. {comparison} "
+            "An input optimised for a unit stays faint, as a sigmoid is soon at its largest; along a direction there "
+            "is more to gain."
         )
         table = Table(["layer", "of", "count", "purity", "interval"], lines, words=[1])
         return Section("C11", "Units and directions", text, pictures, table)
@@ -366,33 +301,3 @@ class _Story:
             pictures: list[np.ndarray | None] = [*map(as_picture, images), as_picture(optimised)]
             rows.append((str(i + 1), pictures, [False] * len(images) + [True], ""))
         return figures.image_grid(theme, rows, [])
-
-
-def _compared(layer: str, of: dict[str, Any]) -> str:
-    """Whether a layer's units are purer than its random directions, or the reverse."""
-    units, random = of["units"], of["random"]
-    apart = units["interval"][0] > random["interval"][1] or random["interval"][0] > units["interval"][1]
-    if not apart:
-        return f"In {layer} the two cannot be told apart."
-    purer, other = ("units", "directions") if units["purity"] > random["purity"] else ("directions", "units")
-    return f"In {layer} {purer} are purer than {other}."
-
-
-def _transfer(found: dict[str, Any]) -> float:
-    """Mean error of networks on images made for others."""
-    models = found["models"]
-    return float(np.mean([found["errors"][models[a]][b] for a, b in _pairs(models)]))
-
-
-def _pairs(models: Sequence[str]) -> list[tuple[int, int]]:
-    """All pairs of two different networks, by number."""
-    return [*permutations(range(len(models)), 2)]
-
-
-def _noise(found: dict[str, Any]) -> float:
-    """Mean error under the weakest noise of the table."""
-    return float(np.mean(found["noise"][min(found["noise"], key=float)]))
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    return values.argsort().argsort().astype(float)
