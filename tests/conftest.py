@@ -19,7 +19,6 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parent))  # for `import simt` and others
 from browser import CHROMIUM
 from sparring import data, networks
-from sparring.report.page import Picture
 
 # Compiled code is quick but its first call may build something: no deadline. Derandomised: a failure repeats.
 settings.register_profile(
@@ -81,13 +80,9 @@ def _move(value: Any, device: str) -> Any:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages of reports without their figures, where a test is about what they say."""
-    said = {"light": "data:,", "dark": "data:,"}
-
-    def rendered(picture: Picture, folder: Path, small: bool) -> dict[str, str | bool]:
-        about = {name: getattr(picture, name) for name in ("title", "text", "alt", "wide")}
-        return {**about, **said}
-
-    monkeypatch.setattr("sparring.report.page._rendered", rendered)
+    monkeypatch.setattr(
+        "sparring.report.page._drawn", lambda picture, folder, small: {"light": "data:,", "dark": "data:,"}
+    )
 
 
 @pytest.fixture(scope="session")

@@ -82,8 +82,9 @@ def same_runs(one: Path, two: Path) -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny run, never interrupted."""
     with pytest.MonkeyPatch.context() as patch:
-        said = {"title": "", "text": "", "alt": "", "light": "data:,", "dark": "data:,"}
-        patch.setattr("sparring.report.page._rendered", lambda picture, folder, small: said)
+        patch.setattr(
+            "sparring.report.page._drawn", lambda picture, folder, small: {"light": "data:,", "dark": "data:,"}
+        )
         return mixture(tmp_path_factory.mktemp("runs"), "whole", *TINY)
 
 

@@ -96,7 +96,7 @@ def write(run: Path, summary: Summary, sections: Sequence[Section], *, small: bo
 
     folder = run / "figures"
     folder.mkdir(exist_ok=True)
-    parts = [(section, [_rendered(picture, folder, small) for picture in section.pictures]) for section in sections]
+    parts = [(section, [(p, _drawn(p, folder, small)) for p in section.pictures]) for section in sections]
     source = files("sparring").joinpath("templates").joinpath("report.html.j2").read_text(encoding="utf-8")
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(source)
     page = template.render(name=run.resolve().name, parts=parts, summary=summary)
@@ -105,14 +105,15 @@ def write(run: Path, summary: Summary, sections: Sequence[Section], *, small: bo
     return draft.replace(run / "report.html")
 
 
-def _rendered(picture: Picture, folder: Path, small: bool) -> dict[str, str | bool]:
-    images: dict[str, str] = {}
+def _drawn(picture: Picture, folder: Path, small: bool) -> dict[str, str]:
+    """The figure as a data URL for each theme; the light one is saved in the folder too."""
+    images = {}
     for theme in (LIGHT, DARK):
         content = _png(picture.draw(theme), small)
         images[theme.name] = "data:image/png;base64," + base64.b64encode(content).decode()
         if theme is LIGHT:
             (folder / f"{picture.file}.png").write_bytes(content)
-    return {"title": picture.title, "text": picture.text, "alt": picture.alt, "wide": picture.wide, **images}
+    return images
 
 
 def _png(figure: Figure, small: bool) -> bytes:
