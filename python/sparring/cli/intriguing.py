@@ -30,7 +30,7 @@ EXAMPLES = """
 [bold]Examples[/bold]
 
   [cyan]sparring intriguing --data mnist --quick[/cyan]
-      all tables, from smaller networks' training and fewer images, in five minutes
+      all tables, from smaller networks' training and fewer images, in a minute or two
 
   [cyan]sparring intriguing --data mnist --data-dir data/mnist[/cyan]
       in full
@@ -71,7 +71,7 @@ def intriguing(
     epochs: Annotated[
         int | None,
         typer.Option(
-            min=0, help="At most so many for each network. [dim]default: 30, quick 6[/dim]", rich_help_panel=SIZE
+            min=0, help="At most so many for each network. [dim]default: its own, quick 6[/dim]", rich_help_panel=SIZE
         ),
     ] = None,
 ) -> None:

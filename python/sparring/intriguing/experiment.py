@@ -60,7 +60,7 @@ class Plan:
 
     @classmethod
     def quick(cls, seed: int = 0) -> Plan:
-        """Five minutes on two cores."""
+        """A minute or two on two cores."""
         return cls(images=200, train_images=20_000, epochs=6, units=100, draws=5, seed=seed)
 
 

@@ -73,7 +73,9 @@ class Story:
         return tiles
 
     def _settings(self) -> dict[str, Any]:
-        return {key.replace("_", " "): value for key, value in self.config["intriguing"].items()}
+        shown = {key.replace("_", " "): value for key, value in self.config["intriguing"].items()}
+        shown["train images"] = shown["train images"] or "all"
+        return {"epochs at most" if key == "epochs" else key: value for key, value in shown.items()}
 
     # -- the page
 
