@@ -10,7 +10,6 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 Record = dict[str, Any]
 
 
@@ -212,12 +211,16 @@ def describe(machine: dict[str, Any]) -> str:
 
 
 def page() -> str:
-    """What the page says, from every results file."""
+    """All measurements, from every results file."""
     parts = [
+        "# All measurements",
+        "`pytest benchmarks` times every peer in the same run and on the same inputs, interleaved, after checking all "
+        "answers against a float64 oracle. It writes what it found, with the quartiles of every ratio, to "
+        "`benchmarks/results/`, from which `python benchmarks/table.py --write` makes this page.",
         "Time of each peer divided by ours, with a preallocated output, medians over interleaved rounds; largest error "
         "against the float64 oracle, and by how much the answer exceeds the budget and the box (empty: not at all). "
         "The share of copy bandwidth is the time of a plain copy of the same number of bytes divided by ours. "
-        "AutoAttack and adv-lib stand for their algorithms as written out in `benchmarks/peers.py`."
+        "AutoAttack and adv-lib stand for their algorithms as written out in `benchmarks/peers.py`.",
     ]
     for path in sorted(RESULTS.glob("*.json")):
         content = json.loads(path.read_text())
@@ -227,16 +230,14 @@ def page() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help=f"renew what {PAGE.name} has between {BEGIN} and {END}")
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name} anew")
     write = parser.parse_args().write
     text = page()
     print(text)
     for path in sorted(RESULTS.glob("*.json")):
         print("\n" + "\n".join(requirements(json.loads(path.read_text())["records"])))
     if write:
-        before, _, rest = PAGE.read_text().partition(BEGIN)
-        after = rest.partition(END)[2]
-        PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+        PAGE.write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sparring.intriguing import STAGES, paper
 from sparring.report.intriguing import story
-from sparring.report.intriguing.words import claims
+from sparring.report.intriguing.words import claims, compared, said
 from sparring.runs import Run
 from test_cli import message, sparring
 
@@ -88,6 +89,34 @@ def test_claims_are_those_of_the_numbers() -> None:
     }
     assert not any(claims(worse).values())
     assert claims({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("units", "random", "words"),
+    [
+        ((0.6, (0.5, 0.7)), (0.7, (0.65, 0.75)), "In a the two cannot be told apart."),
+        ((0.6, (0.5, 0.65)), (0.7, (0.66, 0.75)), "In a directions are purer than units."),
+        ((0.9, (0.8, 1.0)), (0.7, (0.66, 0.75)), "In a units are purer than directions."),
+    ],
+)
+def test_units_and_directions_are_compared_by_their_intervals(units: Any, random: Any, words: str) -> None:
+    of = {kind: {"purity": p, "interval": [*i]} for kind, (p, i) in (("units", units), ("random", random))}
+    assert compared("a", of) == words
+
+
+def test_a_table_of_transfer_in_words() -> None:
+    """The weakest noise that is no smaller than the mean distortion is named, and the halves are told apart."""
+    found = {
+        "models": [*paper.HALVES],
+        "clean": [0.02, 0.03, 0.04],
+        "errors": dict(zip(paper.HALVES, ([1.0, 0.3, 0.1], [0.2, 1.0, 0.1], [0.1, 0.1, 1.0]), strict=True)),
+        "distortion": dict.fromkeys(paper.HALVES, 0.05),
+        "noise": {"0.04": [0.0] * 3, "0.06": [0.06] * 3, "0.3": [0.5] * 3},
+    }
+    words = said(found, {name: (*paper.CROSS_SET[name],) for name in paper.HALVES})
+    assert "another one in 15.0 % on average (the paper: 10.0 %)" in words
+    assert "Noise of 0.06 does so in 6.0 %, and 3.0 % are wrong without any change" in words
+    assert "same images 25.0 % get through, to and from the third 10.0 %; in the paper 16.2 and 6.8 %" in words
 
 
 def test_it_goes_on_and_writes_the_page_again(run: Path) -> None:

@@ -202,6 +202,16 @@ def test_distortion_amplified_and_noise() -> None:
     assert torch.equal(noise, tables.noisy(torch.zeros(100, 1, 10, 10), 0.3))
 
 
+def test_the_sign_method_may_leave_the_box_if_it_is_not_clipped() -> None:
+    images, labels = torch.tensor([[0.0, 1.0, 0.5]]), torch.tensor([0])
+    model = nn.Linear(3, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0, -1.0, 1.0], [0.0, 0.0, 0.0]]))
+    assert torch.equal(tables.under_fgs(model, images, labels, 0.25), torch.tensor([[0.0, 1.0, 0.25]]))
+    beyond = tables.under_fgs(model, images, labels, 0.25, clipped=False)
+    assert torch.equal(beyond, torch.tensor([[-0.25, 1.25, 0.25]]))
+
+
 def test_the_papers_tables_are_whole() -> None:
     assert all(row[i] == 100 for i, row in enumerate(paper.CROSS_MODEL.values()))
     assert [*paper.CROSS_MODEL] == [*paper.MODELS] == [*paper.DISTORTION] == [*paper.TEST_ERROR]

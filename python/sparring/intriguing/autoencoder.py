@@ -42,7 +42,7 @@ def train_encoder(
     corruption, dropout
         Share of the entries that the encoder is not shown (the decoder is asked for them all the same), and of the
         units that the decoder is not shown, drawn anew each time. With these defaults a softmax on the code of 400
-        units has a test error of 2.3 % on MNIST; without either, 3.9 %.
+        units has a test error of 2.5 % on MNIST after 20 epochs; without either, 6.0 %.
     """
     generator = stream(seed, "decoder")
     decoder = cast(nn.Linear, _blank(nn.Linear, encoder.out_features, encoder.in_features, device=images.device))
@@ -75,7 +75,7 @@ def train_encoder(
 
 
 def _some(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """`x` with a share of its entries kept, and 0 for the others."""
+    """`x` with a share of its entries kept, and 0 for the others; torch's dropout takes no generator."""
     return x if share == 1 else x * (torch.rand(x.shape, generator=generator) < share).to(x)
 
 

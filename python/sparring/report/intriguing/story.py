@@ -48,12 +48,13 @@ class Story:
         )
         if failing:
             lead = f"Not found again: {'; '.join(failing)}."
+        data = [words for words in (self.config["data"]["name"], self.config["data"]["note"]) if words]
         return Summary(
             what="intriguing properties",
             headline=headline,
             good=bool(found) and not failing,
             lead=lead,
-            caveat=f"{CAVEAT} Data: {', '.join(filter(None, (self.config['data'][key] for key in ('name', 'note'))))}.",
+            caveat=f"{CAVEAT} Data: {', '.join(data)}.",
             tiles=self._tiles(),
             command=self.config.get("command", "sparring intriguing"),
             tables=[self._settings()],
@@ -167,18 +168,19 @@ class Story:
             theirs = published_noise[float(deviation)]
             lines.append(["paper", *(f"{value} %" for value in theirs[:-1]), f"{theirs[-1]}"])
         values = np.array([found["errors"][name] for name in models])
+        summary = said(found, published)
         picture = Picture(
             title.replace(" ", "-"),
             "Errors on what was made for each",
             "rows: made for; columns: shown to",
-            f"Map of the error of {len(models)} networks on images made for each: {said(found, published)}",
+            f"Map of the error of {len(models)} networks on images made for each: {summary}",
             partial(figures.share_map, xs=[str(i + 1) for i in range(len(models))], values=values, x="shown to",
                     rows=[f"{i + 1} {name}" for i, name in enumerate(models)], y=""),
         )  # fmt: skip
         text = (
             f"{found['images']} test images, distorted for the network in each row, and the errors of the networks in "
             "the columns on them; last the mean distortion, the root of the mean squared change. "
-            f"{said(found, published)}"
+            f"{summary}"
         )
         strong = [i for i, line in enumerate(lines) if line[0].startswith("for ")]
         return Section(row, head, text, [picture], Table(["distorted", *models, "distortion"], lines, strong))
@@ -238,17 +240,13 @@ class Story:
         lines = []
         for name, (error, confidence) in (("FC10(1e-4)", paper.FGS_SOFTMAX), ("RBF", paper.FGS_RBF)):
             found = self.numbers["RBF"][name]
-            lines.append([name, *(
-                percent(found[kind][key])
-                for kind, keys in (
-                    ("clean", ("error", "confidence")),
-                    ("fgs", ("error", "confidence_wrong")),
-                    ("fgs clipped", ("error", "confidence_wrong")),
-                )
-                for key in keys
-            )])  # fmt: skip
-            clean = f"{paper.CONFIDENCE_RBF_CLEAN} %" if name == "RBF" else ""
-            lines.append(["paper", "", clean, f"{error} %", f"{confidence} %", "", ""])
+            clean, moved, clipped = (found[kind] for kind in ("clean", "fgs", "fgs clipped"))
+            shares = [clean["error"], clean["confidence"]]
+            for of in (moved, clipped):
+                shares += [of["error"], of["confidence_wrong"]]
+            lines.append([name, *map(percent, shares)])
+            sure = f"{paper.CONFIDENCE_RBF_CLEAN} %" if name == "RBF" else ""
+            lines.append(["paper", "", sure, f"{error} %", f"{confidence} %", "", ""])
         own, other = (self.numbers["RBF"][name]["fgs"] for name in ("RBF", "FC10(1e-4)"))
         text = (
             "One radial basis function for each class against softmax regression, under the fast gradient sign method "
