@@ -1,0 +1,13 @@
+"""The forward of a module as a `torch.fx` graph, recorded where nothing and nobody else can see it.
+
+`torch.fx.Tracer.trace` puts its own functions into `torch.nn.Module` while it works, which every thread then calls, and
+it runs forward on the live module. Here forward runs on a copy whose modules have classes of their own.
+"""
+
+from __future__ import annotations
+
+from sparring.tracing.foreign import Reads, reads
+from sparring.tracing.recorder import Untraceable, record, trace
+from sparring.tracing.state import fingerprint
+
+__all__ = ["Reads", "Untraceable", "fingerprint", "reads", "record", "trace"]

@@ -1,0 +1,249 @@
+"""`trace` and `record`: from a module to the graph of its forward."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+
+from sparring.tracing.state import fingerprint
+
+IsLeaf = Callable[[type[nn.Module]], bool]
+
+# What draws from torch's generators; dropout is a step of the graph, for whoever reads it to judge.
+_RANDOM = frozenset(
+    (
+        "rand",
+        "randn",
+        "randint",
+        "rand_like",
+        "randn_like",
+        "randint_like",
+        "randperm",
+        "bernoulli",
+        "bernoulli_",
+        "normal",
+        "normal_",
+        "uniform_",
+        "random_",
+        "exponential_",
+        "geometric_",
+        "cauchy_",
+        "log_normal_",
+        "multinomial",
+        "poisson",
+        "binomial",
+        "rrelu",
+        "rrelu_",
+        "gumbel_softmax",
+        "fractional_max_pool2d",
+        "fractional_max_pool3d",
+        "seed",
+        "manual_seed",
+        "initial_seed",
+        "set_rng_state",
+        "get_rng_state",
+    )
+)
+_APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
+
+
+class Untraceable(Exception):
+    """Why forward has no graph."""
+
+
+def trace(model: nn.Module, is_leaf: IsLeaf) -> fx.Graph:
+    """The graph of ``model(x)``; neither `model` is touched, nor what it holds, nor any generator.
+
+    Parameters
+    ----------
+    model
+        Its forward runs on a copy, once. The copy's parameters and buffers have the shape, dtype and device of the
+        model's, but no memory and no meaning.
+    is_leaf
+        Which classes of modules are one node of the graph; all others in `torch.nn` but `Sequential` are, too.
+
+    Raises
+    ------
+    Untraceable
+        Where forward does what a graph does not show: it follows values, hides something from autograd, draws random
+        numbers, makes tensors, or changes what it holds. Or where it fails on proxies.
+    """
+    memo: dict[int, Any] = {}
+    try:
+        for tensor in (*model.parameters(), *model.buffers()):
+            memo[id(tensor)] = _without_memory(tensor)
+        root = copy.deepcopy(model, memo)
+    except Exception as error:  # __deepcopy__ and __reduce__ are the user's code
+        raise Untraceable(f"the model cannot be copied: {_line(error)}") from error
+    before = _state(root)
+    graph = record(root, is_leaf)
+    now = _state(root)
+    changed = sorted({name for name in {*before, *now} if before.get(name) != now.get(name)})
+    if any("_tensor_constant" in name for name in changed):
+        raise Untraceable("forward makes a tensor")
+    if changed:
+        raise Untraceable(f"forward sets {', '.join(changed)}")
+    return graph
+
+
+def record(root: nn.Module, is_leaf: IsLeaf) -> fx.Graph:
+    """The graph of ``root(x)``, for a `root` that no one else has: meanwhile its modules have other classes."""
+    recorder = _Recorder(root, is_leaf)
+    kinds = [(module, type(module)) for module in root.modules()]
+    try:
+        for module, kind in kinds:
+            object.__setattr__(module, "__class__", recorder.watched(kind))
+        with torch.inference_mode(False), torch.enable_grad(), _Functions():
+            return recorder.run()
+    except Untraceable:
+        raise
+    except Exception as error:  # forward is the user's code, and met proxies in place of tensors
+        raise Untraceable(f"forward cannot be traced: {_line(error)}") from error
+    finally:
+        for module, kind in kinds:
+            object.__setattr__(module, "__class__", kind)
+
+
+class _Recorder(fx.Tracer):
+    """Of one root. `Tracer.trace` is not used: it changes `nn.Module` for all threads."""
+
+    def __init__(self, root: nn.Module, is_leaf: IsLeaf) -> None:
+        super().__init__(autowrap_modules=())
+        self.root, self.is_leaf = root, is_leaf
+        self.graph = fx.Graph(tracer_cls=type(self))
+        self.tensor_attrs = {}
+        self.paths = {id(module): name for name, module in root.named_modules()}
+        tensors = (*root.named_parameters(), *root.named_buffers())
+        self._names = {id(tensor): name for name, tensor in tensors}
+        self._proxies: dict[str, fx.Proxy] = {}
+        self._watched: dict[type, type] = {}
+        self._autocast = _autocast()
+
+    def run(self) -> fx.Graph:
+        first, *others = _parameters_of(self.root)
+        x = self.create_proxy("placeholder", first, (), {})
+        if others:
+            raise Untraceable(f"forward takes more than one argument ({', '.join((first, *others))})")
+        output = nn.Module.__call__(self.root, x)
+        self.create_node("output", "output", (self.create_arg(output),), {})
+        return self.graph
+
+    def watched(self, kind: type[nn.Module]) -> type[nn.Module]:
+        """A class like `kind` whose calls and tensors are recorded here."""
+        if kind not in self._watched:
+            recorder = self
+
+            class Watched(nn.Module):
+                def __init_subclass__(cls, **options: Any) -> None:  # no register of the user's hears of it
+                    pass
+
+                def __call__(self, *args: Any, **kwargs: Any) -> Any:
+                    return recorder.call(self, kind, args, kwargs)
+
+                def __getattr__(self, name: str) -> Any:
+                    return recorder.attribute(super().__getattr__(name))
+
+            about = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": None}
+            self._watched[kind] = type.__new__(type(kind), kind.__name__, (Watched, kind), about)
+        return self._watched[kind]
+
+    def call(self, module: Any, kind: type[nn.Module], args: Any, kwargs: Any) -> Any:
+        path = self.paths.get(id(module))
+        if path is None:
+            raise Untraceable("forward calls a module that is not one of the model's")
+        standard = kind.__module__.startswith(("torch.nn", "torch.ao.nn")) and not issubclass(kind, nn.Sequential)
+        if self.is_leaf(kind) or standard:
+            return self.create_proxy("call_module", path, args, kwargs)
+        return nn.Module.__call__(module, *args, **kwargs)
+
+    def attribute(self, value: Any) -> Any:
+        """What an attribute of a module is to forward: a node, where it is a parameter or a buffer."""
+        name = self._names.get(id(value)) if isinstance(value, Tensor) else None
+        if name is None:
+            return value
+        if name not in self._proxies:
+            self._proxies[name] = self.create_proxy("get_attr", name, (), {})
+        return self._proxies[name]
+
+    def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
+        if kind != "get_attr":
+            self._refuse_what_no_graph_shows()
+        return super().create_node(kind, *args, **kwargs)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def _refuse_what_no_graph_shows(self) -> None:
+        if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+            raise Untraceable("forward disables gradients")
+        if _autocast() != self._autocast:
+            raise Untraceable("forward uses autocast")
+        frame = sys._getframe(2)
+        while frame is not None and frame.f_code is not _Recorder.run.__code__:
+            if frame.f_code is _APPLY:
+                raise Untraceable("forward uses a torch.autograd.Function")
+            frame = frame.f_back  # type: ignore[assignment]
+
+
+class _Proxy(fx.Proxy):
+    """`fx.Proxy`, which forward must not write to: ``weight.data = ...`` leaves no node."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("tracer", "node"):
+            raise Untraceable(f"forward sets .{name} of a tensor")
+        super().__setattr__(name, value)
+
+
+class _Functions(TorchFunctionMode):
+    """Sees every function of torch before it does anything."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in _RANDOM:
+            raise Untraceable(f"forward draws random numbers ({func.__name__})")
+        return func(*args, **(kwargs or {}))
+
+
+def _parameters_of(root: nn.Module) -> list[str]:
+    """Names of the arguments of forward that have no default."""
+    parameters = inspect.signature(root.forward).parameters.values()
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    return needed or [p.name for p in parameters][:1] or ["x"]
+
+
+def _without_memory(tensor: Tensor) -> Tensor:
+    """A tensor like another one whose entries are one and the same, so that it cannot be written to."""
+    one = torch.zeros((), dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
+    if not isinstance(tensor, nn.Parameter):
+        return one
+    return nn.Parameter(one, tensor.requires_grad and (one.is_floating_point() or one.is_complex()))
+
+
+def _state(root: nn.Module) -> dict[str, Any]:
+    """What a module and those in it hold, by name."""
+    state: dict[str, Any] = {}
+    for path, module in root.named_modules():
+        prefix = f"{path}." if path else ""
+        for name, value in vars(module).items():
+            if name in ("_parameters", "_buffers", "_modules"):
+                state.update((f"{prefix}{key}", id(one)) for key, one in value.items())
+            else:
+                state[prefix + name] = fingerprint(value)
+    return state
+
+
+def _autocast() -> Any:
+    kinds = ("cpu", "cuda")
+    return torch.is_autocast_cache_enabled(), *(
+        (torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in kinds
+    )
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
