@@ -16,9 +16,8 @@ and the targets, or the labels where there are no targets, and returns (B,) valu
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -27,7 +26,7 @@ from torch.nn import functional as F
 Loss: TypeAlias = str | Callable[[Tensor, Tensor], Tensor]
 
 NAMES = ("ce", "margin", "dlr", "prob")
-_CLASSES_NEEDED = {"ce": 1, "prob": 1, "margin": 2, "dlr": 3}
+_CLASSES_NEEDED = {"ce": 2, "prob": 2, "margin": 2, "dlr": 3}
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -85,18 +84,57 @@ def bernoulli(log_p: Tensor, classes: Tensor) -> Tensor:
     return -_at(log_p, classes) - others.sum(1)
 
 
-def check(loss: Loss, logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> None:
-    """TypeError or ValueError unless the arguments are as `evaluate` wants them."""
+class Span(NamedTuple):
+    """Least and greatest of some classes; (0, 0) where there are none."""
+
+    low: int
+    high: int
+
+
+def span_of(classes: Tensor) -> Span:
+    """Read from the tensor, which waits for a device: once a call is often enough."""
+    return Span(*(int(end) for end in torch.aminmax(classes))) if len(classes) else Span(0, 0)
+
+
+def check(
+    loss: Loss,
+    logits: Tensor,
+    labels: Tensor,
+    targets: Tensor | None = None,
+    spans: tuple[Span, Span | None] | None = None,
+) -> None:
+    """TypeError or ValueError unless the arguments are as `evaluate` wants them.
+
+    `spans` of labels and targets, or of more than these, are read from them if they are not given.
+    """
     check_name(loss)
     if logits.ndim != 2 or not logits.is_floating_point():
         raise ValueError(f"the model must return floating-point logits (B, K), but gave {_what(logits)}")
     batch, classes = logits.shape
     needed = 1 if callable(loss) else _CLASSES_NEEDED[loss] + (loss == "dlr" and targets is not None)
     if classes < needed:
-        raise ValueError(f"loss {loss!r} needs at least {needed} classes, but the model has {classes}")
-    check_classes(labels, "labels", batch, classes, logits.device)
+        advice = _advice(classes)
+        raise ValueError(f"loss {loss!r} needs at least {needed} classes, but the model has {classes}{advice}")
+    labels_span, targets_span = spans or (None, None)
+    check_classes(labels, "labels", batch, classes, logits.device, labels_span)
     if targets is not None:
-        check_classes(targets, "targets", batch, classes, logits.device)
+        check_classes(targets, "targets", batch, classes, logits.device, targets_span)
+
+
+def _advice(classes: int) -> str:
+    if classes != 1:
+        return ""
+    return "; where the one logit z stands for two classes, return torch.cat([torch.zeros_like(z), z], 1)"
+
+
+def check_two_classes(logits: Tensor) -> None:
+    """ValueError unless there are two classes to tell apart."""
+    if logits.ndim == 2 and logits.shape[1] < 2:
+        count = logits.shape[1]
+        raise ValueError(
+            "the model must return logits of two classes at least, (B, K) with K >= 2, for the likeliest of one class "
+            f"never changes; it has {count}{_advice(count)}"
+        )
 
 
 def check_name(loss: Any) -> None:
@@ -109,10 +147,12 @@ def check_name(loss: Any) -> None:
         raise ValueError(f"loss must be one of {', '.join(NAMES)} or a callable; got {loss!r}")
 
 
-def check_classes(classes: Any, name: str, batch: int, limit: int, device: torch.device) -> None:
+def check_classes(
+    classes: Any, name: str, batch: int, limit: int, device: torch.device, span: Span | None = None
+) -> None:
     """Error unless `classes` is an integer tensor (batch,) with entries in 0 ... limit - 1, on `device`."""
     check_indices(classes, name, batch, device)
-    low, high = _range(classes, name)
+    low, high = span or span_of(classes)
     if batch and (low < 0 or high >= limit):
         raise ValueError(f"{name} must lie in 0 ... {limit - 1}, the model's classes; measured {low} ... {high}")
 
@@ -127,19 +167,6 @@ def check_indices(classes: Any, name: str, batch: int, device: torch.device) -> 
         raise ValueError(f"{name} has shape {tuple(classes.shape)}; expected one class per example, ({batch},)")
     if classes.device != device:
         raise ValueError(f"{name} is on device '{classes.device}', but the examples on '{device}'; nothing is moved")
-
-
-def _range(classes: Tensor, name: str) -> tuple[int, int]:
-    """The least and the largest entry. Remembered: an attack asks at each step, and would wait for a GPU each time."""
-    version = None if classes.is_inference() else classes._version  # inference tensors count no changes
-    known = _ranges.get(name)
-    if known is None or version is None or known[0]() is not classes or known[1] != version:
-        low, high = (int(end) for end in torch.aminmax(classes)) if len(classes) else (0, 0)
-        known = _ranges[name] = (weakref.ref(classes), version, (low, high))
-    return known[2]
-
-
-_ranges: dict[str, tuple[weakref.ref[Tensor], int | None, tuple[int, int]]] = {}  # of the last tensor by each name
 
 
 def _at(z: Tensor, index: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sparring._text import aligned, number, percent
 from sparring.attacks._model import held_still
+from sparring.attacks._search import answered
 
 ALPHAS = (*(i / 10 for i in range(10)), *range(1, 10), *range(10, 100, 10), 100, 200, 300)
 """The factors that are tried: by .1 up to 1, by 1 up to 10, by 10 up to 100, then 200 and 300."""
@@ -195,7 +196,7 @@ def perturb(
     _check_pairs(pairs, len(clean), len(fooling))
     q, r = pairs.unbind(1)
     with held_still(model), torch.no_grad():
-        answers = [model(some)[:, :classes].argmax(1) for some in torch.split(fooling, chunk_size)]
+        answers = [answered(model, some)[:, :classes].argmax(1) for some in torch.split(fooling, chunk_size)]
         attack_class = torch.cat(answers)[r]
         alpha = torch.full((len(pairs),), math.nan, dtype=torch.float64, device=clean.device)
         prob = torch.full((len(pairs),), math.nan, dtype=clean.dtype, device=clean.device)
@@ -209,7 +210,7 @@ def perturb(
                     some, images = some[changed], images[changed]
                     if len(some) == 0:
                         continue
-                probs = model(images).softmax(1)
+                probs = answered(model, images).softmax(1)
                 wanted = attack_class[some]
                 p = probs.gather(1, wanted[:, None])[:, 0]
                 has_it = (probs.argmax(1) == wanted) & (p > p_min)

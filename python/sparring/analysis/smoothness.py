@@ -81,7 +81,7 @@ def smoothness(
     if not bool(right.any()):
         raise ValueError("the model classifies none of the inputs correctly; there is nothing to mislead")
     inputs, labels = inputs[right], labels[right]
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    generator = torch.Generator("cpu").manual_seed(0) if generator is None else generator
     mean, worst = [], []
     for radius in radii:
         misled = []

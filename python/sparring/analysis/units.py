@@ -37,7 +37,7 @@ class Directions:
         """Of the mean purity, by the normal distribution."""
         if not 0 < level < 1:
             raise ValueError(f"level must be between 0 and 1; got {level}")
-        z = math.sqrt(2) * float(torch.erfinv(torch.tensor(level, dtype=torch.float64)))
+        z = math.sqrt(2) * float(torch.erfinv(torch.tensor(level, dtype=torch.float64, device="cpu")))
         mean, half = float(self.purity.mean()), 0.0
         if len(self.purity) > 1:
             half = z * float(self.purity.std()) / math.sqrt(len(self.purity))
@@ -101,14 +101,14 @@ def units(
         raise ValueError(f"accepted: {accepted}; got top {top}, count {count}, steps {steps}")
     if len(labels) != len(images):
         raise ValueError(f"labels must be one for each of the {len(images)} images; got {len(labels)}")
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    generator = torch.Generator("cpu").manual_seed(0) if generator is None else generator
     with held_still(model), torch.inference_mode(False):
         part = _UpTo(model, layer)
         activations = torch.cat([part(some) for some in torch.split(images, 1000)]).detach()
         features = activations.shape[1]
-        chosen = torch.randperm(features, generator=generator)[:count]
-        own = torch.eye(features, dtype=activations.dtype)[chosen].to(activations)
-        drawn = torch.randn(count, features, generator=generator, dtype=torch.float64)
+        chosen = torch.randperm(features, generator=generator, device=generator.device).cpu()[:count]
+        own = torch.eye(features, dtype=activations.dtype, device="cpu")[chosen].to(activations)
+        drawn = torch.randn(count, features, generator=generator, dtype=torch.float64, device=generator.device)
         drawn = (drawn / drawn.norm(dim=1, keepdim=True)).to(activations)
         natural, random = (
             _directions(part, vectors, activations, images, labels, top, steps, weight, bounds)

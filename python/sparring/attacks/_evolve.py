@@ -102,7 +102,7 @@ def evolve(
     if seeds is not None and len(seeds) != batch:
         raise ValueError(f"seeds must be {batch}, one for each problem; got {len(seeds)}")
     going = torch.arange(batch, device=low.device)  # the problems still worked on; rows of all that follows
-    streams = [torch.Generator().manual_seed(int(seed)) for seed in (range(batch) if seeds is None else seeds)]
+    streams = [torch.Generator("cpu").manual_seed(int(seed)) for seed in (range(batch) if seeds is None else seeds)]
 
     u = _draw(streams, population, 2 * size).to(low)
     order = u[..., :size].argsort(dim=1, stable=True)
@@ -148,7 +148,7 @@ def evolve(
 
 def _draw(streams: list[torch.Generator], *shape: int) -> Tensor:
     """Uniform in [0, 1), (problems, *shape), each problem's from its own stream."""
-    u = torch.empty(len(streams), *shape)
+    u = torch.empty(len(streams), *shape, device="cpu")
     for out, stream in zip(u, streams, strict=True):
         torch.rand(shape, generator=stream, out=out)
     return u

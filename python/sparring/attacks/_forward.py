@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparring import losses
-from sparring.attacks._search import Problem, Query, fooled
+from sparring.attacks._search import Problem, Query, answered, fooled
 
 
 def answer(problem: Problem, delta: Tensor) -> Query:
@@ -18,8 +18,10 @@ def answer(problem: Problem, delta: Tensor) -> Query:
 
 def judged(problem: Problem, points: Tensor, labels: Tensor, targets: Tensor | None) -> Query:
     """The same at any points, which have these labels and targets."""
+    logits = answered(problem.model, points)
+    losses.check(problem.loss, logits, labels, targets, problem.spans)
+    losses.check_two_classes(logits)
     with torch.no_grad():
-        logits = problem.model(points)
-        loss = losses.evaluate(problem.loss, logits, labels, targets).nan_to_num(nan=-math.inf)
+        loss = losses.value(problem.loss, logits, labels, targets).nan_to_num(nan=-math.inf)
     reached = fooled(logits, labels, targets)
     return Query(torch.zeros_like(points[:, :0]), loss, reached, torch.zeros_like(reached))

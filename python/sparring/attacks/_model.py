@@ -2,36 +2,113 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 
 @contextmanager
-def held_still(model: nn.Module) -> Iterator[None]:
-    """Put `model` in eval mode with no parameter requiring a gradient; on exit every flag is as it was."""
-    training = [(module, module.training) for module in model.modules()]
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+def held_still(*models: nn.Module) -> Iterator[None]:
+    """Put models in eval mode with no parameter requiring a gradient; on exit every flag is as it was.
+
+    Where several threads hold a module or a parameter, it is as it was when the last of them lets go. A class with a
+    ``train`` of its own, which may do more than set flags, has it called.
+    """
+    modules = [module for model in models for module in model.modules()]
+    with _lock:
+        flags = [getattr(module, "training", None) for module in modules]
+        for model in models:
+            if any(_switches_itself(module) and module.training for module in model.modules()):
+                model.eval()
+        with_flags = [(module, flag) for module, flag in zip(modules, flags, strict=True) if flag is not None]
+        held = [_hold(module, "training", flag) for module, flag in with_flags]
+        held += [
+            _hold(parameter, "requires_grad", parameter.requires_grad)
+            for model in models
+            for parameter in model.parameters()
+            if parameter.is_leaf and not parameter.is_inference()
+        ]
     try:
-        model.eval().requires_grad_(False)
         yield
     finally:
-        for module, flag in training:
-            module.training = flag
-        for parameter, flag in wanted:
-            parameter.requires_grad_(flag)
+        with _lock:
+            _let_go(held)
+
+
+class _Held:
+    """A flag that is held at False, what it was, and how many hold it."""
+
+    def __init__(self, thing: Any, name: str, flag: bool) -> None:
+        self.thing, self.name, self.flag, self.count = thing, name, flag, 0
+
+
+_lock = threading.RLock()
+_all_held: dict[int, _Held] = {}
+
+
+def _hold(thing: Any, name: str, flag: bool) -> _Held:
+    held = _all_held.setdefault(id(thing), _Held(thing, name, flag))
+    held.count += 1
+    if getattr(thing, name):
+        setattr(thing, name, False)
+    return held
+
+
+def _let_go(all_held: list[_Held]) -> None:
+    free = []
+    for held in all_held:
+        held.count -= 1
+        if held.count == 0:
+            free.append(_all_held.pop(id(held.thing)))
+    try:
+        for held in free:
+            if held.flag and held.name == "training" and _switches_itself(held.thing):
+                held.thing.train()
+    finally:
+        for held in free:
+            if getattr(held.thing, held.name) != held.flag:
+                setattr(held.thing, held.name, held.flag)
+
+
+def _switches_itself(module: nn.Module) -> bool:
+    kind = type(module)
+    own = kind.train is not nn.Module.train or kind.eval is not nn.Module.eval
+    return own and not isinstance(module, torch.jit.ScriptModule)
+
+
+class Home(NamedTuple):
+    """Where a model's tensors are and in which dtype, or None where that is not known."""
+
+    device: torch.device | None
+    dtype: torch.dtype | None
+
+
+def home_of(model: nn.Module) -> Home:
+    """Device and dtype of a model's parameters, or, where none is floating-point, of its buffers.
+
+    None where there are none, or of several kinds: then it is for the model to say what fits. What an ensemble holds
+    beside its members does not count.
+    """
+    from sparring.ensembles.mixture import Mixture
+
+    mine = {id(module.weights) for module in model.modules() if isinstance(module, Mixture)}
+    for tensors in (model.parameters(), model.buffers()):
+        known = [t for t in tensors if not is_lazy(t) and t.is_floating_point() and id(t) not in mine]
+        if known:
+            devices, dtypes = {t.device for t in known}, {t.dtype for t in known}
+            return Home(devices.pop() if len(devices) == 1 else None, dtypes.pop() if len(dtypes) == 1 else None)
+    return Home(None, None)
 
 
 def device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Device and dtype of the first floating-point parameter or buffer; without any, the CPU and torch's default."""
-    for tensor in chain(model.parameters(), model.buffers()):
-        if tensor.is_floating_point():
-            return tensor.device, tensor.dtype
-    return torch.device("cpu"), torch.get_default_dtype()
+    """Where to make images for a model, and in which dtype: `home_of` it, or else the CPU and torch's default."""
+    home = home_of(model)
+    return home.device or torch.device("cpu"), home.dtype or torch.get_default_dtype()
 
 
 class Normalize(nn.Module):
@@ -49,11 +126,13 @@ class Normalize(nn.Module):
         return (x - self.mean) / self.std
 
 
-def preprocessed(model: nn.Module, preprocessing: Mapping[str, Any] | nn.Module, inputs: Tensor) -> nn.Module:
-    """`model` behind its preprocessing, in eval mode: a module, or ``{"mean": ..., "std": ...}`` of the channels.
+def preprocessed(model: nn.Module, preprocessing: Mapping[str, Any] | nn.Module | None, inputs: Tensor) -> nn.Module:
+    """`model` behind its preprocessing, if there is one: a module, or ``{"mean": ..., "std": ...}`` of the channels.
 
-    Inputs and perturbations stay in the units of the bounds, in front of the preprocessing.
+    Inputs and perturbations stay in the units of the bounds, in front of the preprocessing. No mode is changed.
     """
+    if preprocessing is None:
+        return model
     if isinstance(preprocessing, nn.Module):
         first = preprocessing
     else:
@@ -65,11 +144,14 @@ def preprocessed(model: nn.Module, preprocessing: Mapping[str, Any] | nn.Module,
         if not bool((std > 0).all()):
             raise ValueError(f"preprocessing's std must be positive; got {preprocessing['std']!r}")
         first = Normalize(mean, std)
-    return nn.Sequential(first, model).eval()
+    return nn.Sequential(first, model)
 
 
 def _per_channel(value: Any, name: str, inputs: Tensor) -> Tensor:
-    numbers = torch.as_tensor(value, dtype=inputs.dtype, device=inputs.device)
+    try:
+        numbers = torch.as_tensor(value, dtype=inputs.dtype, device=inputs.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"preprocessing's {name} must be a number or one per channel; got {value!r}") from error
     if numbers.dim() > 1 or (numbers.dim() == 1 and len(numbers) not in (1, inputs.shape[1])):
         raise ValueError(
             f"preprocessing's {name} must be a number or one per channel ({inputs.shape[1]}); "

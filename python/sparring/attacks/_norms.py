@@ -60,7 +60,7 @@ class Ball:
 
     def random(self, seeds: Iterable[int]) -> Tensor:
         """A perturbation for each example, drawn from its own seed."""
-        rows = [self._draw(self.inputs[0].shape, torch.Generator().manual_seed(seed)) for seed in seeds]
+        rows = [self._draw(self.inputs[0].shape, torch.Generator("cpu").manual_seed(seed)) for seed in seeds]
         noise = torch.stack(rows).to(self.inputs) if rows else torch.zeros_like(self.inputs)
         return self.project(noise * self.column(self.eps.to(noise)))
 
@@ -103,7 +103,7 @@ class LinfBall(Ball):
         return length
 
     def _draw(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
-        return torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1
+        return torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu") * 2 - 1
 
 
 class L2Ball(Ball):
@@ -140,8 +140,9 @@ class L2Ball(Ball):
         return super().exact_points((delta.double() * self.column(shrink)).to(delta.dtype))
 
     def _draw(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
-        direction = torch.randn(shape, generator=generator, dtype=torch.float64)
-        radius = torch.rand((), generator=generator, dtype=torch.float64) ** (1 / max(1, direction.numel()))
+        direction = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+        share = torch.rand((), generator=generator, dtype=torch.float64, device="cpu")
+        radius = share ** (1 / max(1, direction.numel()))
         noise: Tensor = direction * (radius / direction.norm())
         return noise
 
@@ -177,11 +178,11 @@ class L1Ball(Ball):
 
     def random(self, seeds: Iterable[int]) -> Tensor:
         """Normal noise, projected onto the ball (Croce & Hein 2021)."""
-        rows = [self._draw(self.inputs[0].shape, torch.Generator().manual_seed(seed)) for seed in seeds]
+        rows = [self._draw(self.inputs[0].shape, torch.Generator("cpu").manual_seed(seed)) for seed in seeds]
         return self.project(torch.stack(rows).to(self.inputs)) if rows else torch.zeros_like(self.inputs)
 
     def _draw(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
+        return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
 
 
 BALLS: dict[str, type[Ball]] = {"Linf": LinfBall, "L2": L2Ball, "L1": L1Ball}
@@ -205,8 +206,8 @@ def norm_name(norm: Norm) -> str:
 def _inside(bounds: Bounds, dtype: torch.dtype) -> Bounds:
     """The ends as the nearest numbers of `dtype` that are in the bounds."""
     low, high = bounds
-    return -float(_rounded_down(torch.tensor([-low], dtype=torch.float64), dtype)), float(
-        _rounded_down(torch.tensor([high], dtype=torch.float64), dtype)
+    return -float(_rounded_down(torch.tensor([-low], dtype=torch.float64, device="cpu"), dtype)), float(
+        _rounded_down(torch.tensor([high], dtype=torch.float64, device="cpu"), dtype)
     )
 
 

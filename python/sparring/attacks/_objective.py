@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from sparring import losses
-from sparring.gradients import input_grad, lower
+from sparring.attacks._search import answered
+from sparring.gradients import Lowered, lower
+from sparring.gradients.batched import asked, spans_of
 
 Penalty = Literal["none", "input", "all", "hidden"]
 Loss = Literal["ce", "margin"]
@@ -38,11 +40,14 @@ class Objective:
     hidden
         Weight of each penalised module, by its name in ``dict(model.named_modules())``. Without any, gradients come
         from the lowered model, else from autograd.
+    targets
+        All that it will be asked for, int64 (N,).
     """
 
-    def __init__(self, model: nn.Module, hidden: Mapping[str, float]) -> None:
+    def __init__(self, model: nn.Module, hidden: Mapping[str, float], targets: Tensor) -> None:
         self.model, self.hidden = model, hidden
-        self._lowered = lower(model)
+        self._spans = spans_of(targets, None)
+        self._taken: Lowered | None = None  # with the weights of the first call
 
     def __call__(self, image: Tensor, targets: Tensor, by_margin: Tensor, lam: float) -> Value:
         """Value at the images, whose loss is minus the margin where `by_margin` (bool (B,)), and else ``-log p``."""
@@ -57,18 +62,19 @@ class Objective:
 
     def log_prob(self, image: Tensor, targets: Tensor) -> Tensor:
         """Log-probability of each image's target, (B,)."""
-        with torch.no_grad():
-            return -losses.evaluate("ce", self.model(image), targets)
+        return -losses.evaluate("ce", answered(self.model, image), targets)
 
     def _plain(self, image: Tensor, targets: Tensor, loss: str, lam: float) -> Value:
         # With the target in the label's place, what an attack raises is what is lowered here.
-        found = input_grad(self._lowered, image, targets, loss)
+        if self._taken is None:
+            self._taken = lower(self.model).take(image)
+        found = asked(self._taken, image, targets, loss, None, self._spans)
         return Value(found.grad, found.loss, _log_prob(found.logits, targets))
 
     def _penalised(self, image: Tensor, targets: Tensor, loss: str, lam: float) -> Value:
         with torch.enable_grad(), _l1_norms(self.model, self.hidden, len(image)) as norms:
             leaf = image.detach().requires_grad_()
-            logits = self.model(leaf)
+            logits = self.model(leaf.clone())
             value = losses.evaluate(loss, logits, targets)
             for name, weight in self.hidden.items():
                 value = value + lam * weight * norms[name]
@@ -95,7 +101,7 @@ def weights(penalty: Penalty | Mapping[str, float], model: nn.Module, image: Ten
     chosen = {name: float(weight) for name, weight in penalty.items() if weight > 0}
     own = chosen.pop("input", 0.0)
     with torch.no_grad(), _l1_norms(model, chosen, len(image)) as norms:
-        model(image)
+        model(image.clone())
     for name in chosen:
         if name not in norms:
             raise ValueError(f"penalty names {name!r}, which the model does not call")
@@ -116,7 +122,7 @@ def hidden_modules(model: nn.Module, image: Tensor) -> list[str]:
         return lambda module, args, output: called.update({name: output})
 
     with torch.no_grad(), _hooks([(module, note(name)) for name, module in leaves]):
-        output = model(image)
+        output = model(image.clone())
     modules = dict(leaves)
     activations = [name for name in called if type(modules[name]).__module__ == nn.ReLU.__module__]
     if activations:

@@ -9,16 +9,18 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sparring import losses
-from sparring.attacks._model import device_and_dtype, held_still, preprocessed
+from sparring.attacks._model import held_still, home_of, preprocessed
 from sparring.attacks._norms import BALLS, Ball, Bounds, Norm, norm_name
 from sparring.attacks._result import AttackResult, GradientMaskingWarning
-from sparring.gradients import Lowered, input_grad, lower
+from sparring.attacks._seeds import example_seeds
+from sparring.gradients import InputGrad, Lowered, lower
+from sparring.gradients.batched import Spans, asked, spans_of
 from sparring.losses import Loss
 
 Preprocessing = dict[str, object] | nn.Module
@@ -57,7 +59,10 @@ class Query(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """Whom to attack, where, and to what end. `aims` are the classes that the loss steers to, if it does."""
+    """Whom to attack, where, and to what end. `aims` are the classes that the loss steers to, if it does.
+
+    `spans` are those of all labels and targets of the call, read once.
+    """
 
     model: Lowered
     ball: Ball
@@ -65,6 +70,7 @@ class Problem:
     targets: Tensor | None
     loss: Loss
     aims: Tensor | None
+    spans: Spans
 
     def rows(self, keep: Tensor) -> Problem:
         targets, aims = (None if classes is None else classes[keep] for classes in (self.targets, self.aims))
@@ -72,13 +78,26 @@ class Problem:
 
     def query(self, delta: Tensor) -> Query:
         """Loss and gradient at ``inputs + delta``; the gradient is 0 where it or the loss is not finite."""
-        found = input_grad(self.model, self.ball.points(delta), self.labels, self.loss, targets=self.aims)
+        found = self.ask(self.ball.points(delta), self.loss)
         flat = found.grad.flatten(1)
         steepest = flat.abs().amax(1)  # NaN and inf show here
         fine = steepest.isfinite() & found.loss.isfinite()
         grad = found.grad if bool(fine.all()) else found.grad.masked_fill(~self.ball.column(fine), 0)
         fooled = self.fooled(found.logits)
         return Query(grad, found.loss.nan_to_num(nan=-math.inf), fooled, ~fooled & ~(fine & (steepest > 0)))
+
+    def ask(self, points: Tensor, loss: Loss) -> InputGrad:
+        """Gradient, loss and logits at any points (B, ...)."""
+        found = asked(self.model, points, self.labels, loss, self.aims, self.spans)
+        losses.check_two_classes(found.logits)
+        return found
+
+    def logits(self, points: Tensor) -> Tensor:
+        """The model's answer to any points (B, ...), (B, K)."""
+        logits = answered(self.model, points)
+        losses.check(self.loss, logits, self.labels, self.targets, self.spans)
+        losses.check_two_classes(logits)
+        return logits
 
     def fooled(self, logits: Tensor) -> Tensor:
         return fooled(logits, self.labels, self.targets)
@@ -167,7 +186,7 @@ def search(
     """
     check(inputs, options)
     ways = options.restarts * (aims or 1)
-    seeds = example_seeds(len(inputs), options.restarts, options.generator) if options.random_start else None
+    seeds = example_seeds(inputs, options.restarts, options.generator) if options.random_start else None
     budget = sum(stage.steps for stage in stages)
 
     def attack(problem: Problem, rows: slice) -> Best:
@@ -199,20 +218,20 @@ def run(
     options: Options,
 ) -> Tensor | AttackResult:
     """Have `attack` find a point for each example, batch after batch, with the model held still."""
-    inputs, labels, targets, eps = _examples(model, inputs, labels, options)
-    losses.check_name(options.loss)
-    ball = BALLS[norm_name(options.norm)](inputs, eps, options.bounds)
-    size = options.batch_size or max(1, len(inputs))
     module = _module(model)
+    inputs, labels, targets, eps = _examples(module, inputs, labels, options)
+    losses.check_name(options.loss)
+    whole = preprocessed(module, options.preprocessing, inputs)
+    size = options.batch_size or max(1, len(inputs))
     results = []
-    with held_still(module), torch.inference_mode(False):
-        lowered = model if isinstance(model, Lowered) else lower(module)
-        if options.preprocessing is not None:
-            lowered = lower(preprocessed(module, options.preprocessing, inputs))
-        whole = Problem(lowered, ball, labels, targets, options.loss, targets)
+    with held_still(whole), torch.inference_mode(False):
+        ball = BALLS[norm_name(options.norm)](inputs, eps, options.bounds)
+        lowered = lower(whole).take(inputs)
+        everything = Problem(lowered, ball, labels, targets, options.loss, targets, spans_of(labels, targets))
         for first in range(0, max(1, len(inputs)), size):
             rows = slice(first, first + size)
-            problem = whole.rows(torch.arange(len(inputs), device=inputs.device)[rows]) if size < len(inputs) else whole
+            part = torch.arange(len(inputs), device=inputs.device)[rows]
+            problem = everything.rows(part) if size < len(inputs) else everything
             results.append(_result(problem, attack(problem, rows)) if len(inputs) else _empty(problem))
     result = AttackResult(*(torch.cat([getattr(r, f.name) for r in results]) for f in fields(AttackResult)))
     _warn_of_masking(result)
@@ -250,7 +269,7 @@ def _run(
 
 def _likeliest_others(problem: Problem, count: int) -> Tensor:
     """The `count` likeliest classes of each example other than its label, most likely first: (B, count)."""
-    logits = problem.model(problem.ball.inputs).detach()
+    logits = problem.logits(problem.ball.inputs)
     count = min(count, logits.shape[1] - 1)
     return logits.scatter(1, problem.labels[:, None], -math.inf).topk(count, dim=1).indices
 
@@ -258,9 +277,9 @@ def _likeliest_others(problem: Problem, count: int) -> Tensor:
 def _result(problem: Problem, best: Best) -> AttackResult:
     """Judge the points as they are returned."""
     adv = best.points(problem.ball)
+    logits = problem.logits(adv)
     with torch.no_grad():
-        logits = problem.model(adv)
-        loss = losses.evaluate(problem.loss, logits, problem.labels, problem.targets)
+        loss = losses.value(problem.loss, logits, problem.labels, problem.targets)
     distance = problem.ball.length(adv.double() - problem.ball.inputs.double())
     return AttackResult(adv, problem.fooled(logits), distance, loss, best.steps, best.bad_grad)
 
@@ -281,12 +300,6 @@ def _warn_of_masking(result: AttackResult) -> None:
             GradientMaskingWarning,
             stacklevel=4,
         )
-
-
-def example_seeds(count: int, restarts: int, generator: torch.Generator | None) -> Tensor:
-    """One seed for each example and restart, so that no start depends on the rest of the batch."""
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
-    return torch.randint(2**62, (restarts, count), generator=generator, device=generator.device).cpu().T
 
 
 def check(inputs: Tensor, options: Options) -> None:
@@ -320,21 +333,18 @@ def _module(model: nn.Module | Lowered) -> nn.Module:
 
 
 def _examples(
-    model: nn.Module | Lowered, inputs: Tensor, labels: Tensor, options: Options
+    model: nn.Module, inputs: Tensor, labels: Tensor, options: Options
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """Inputs, labels, targets (int64) and eps (float64 (B,)), checked."""
+    """Copies of inputs, labels, targets (int64) and eps (float64 (B,)), checked."""
     check(inputs, options)
-    inputs = inputs.detach().contiguous()
-    place, dtype = device_and_dtype(_module(model))
-    if inputs.device != place:
-        raise ValueError(f"inputs are on device '{inputs.device}', but the model on '{place}'; nothing is moved")
-    if inputs.dtype != dtype and dtype in (torch.float32, torch.float64):
-        raise TypeError(f"inputs are {inputs.dtype}, but the model is {dtype}; both must have the same dtype")
-    low, high = options.bounds
-    if not low < high:
-        raise ValueError(f"bounds must be (lo, hi) with lo < hi; got {options.bounds}")
+    home = home_of(model)
+    if home.device is not None and inputs.device != home.device:
+        raise ValueError(f"inputs are on device '{inputs.device}', but the model on '{home.device}'; nothing is moved")
+    if inputs.dtype != home.dtype and home.dtype in (torch.float32, torch.float64):
+        raise TypeError(f"inputs are {inputs.dtype}, but the model is {home.dtype}; both must have the same dtype")
+    low, high = bounds_of(options.bounds)
     if inputs.numel():
-        least, most = (float(end) for end in inputs.aminmax())
+        least, most = (float(end) for end in inputs.detach().aminmax())
         if not (least >= low - 1e-6 and most <= high + 1e-6):  # NaN is outside too
             raise ValueError(
                 f"inputs range over [{least:.7g}, {most:.7g}], outside bounds {options.bounds}; scale them, or pass "
@@ -342,16 +352,38 @@ def _examples(
             )
     labels = _classes(labels, "labels", inputs)
     targets = None if options.targets is None else _classes(options.targets, "targets", inputs)
-    eps = torch.as_tensor(options.eps, dtype=torch.float64, device=inputs.device).detach()
-    if eps.dim() > 1 or (eps.dim() == 1 and len(eps) != len(inputs)):
-        raise ValueError(f"eps must be a number or of shape ({len(inputs)},); got shape {tuple(eps.shape)}")
-    if not bool(((eps >= 0) & (eps < math.inf)).all()):
-        raise ValueError(f"eps must be at least 0 and finite; got {options.eps!r}")
-    return inputs, labels, targets, eps.expand(len(inputs)).contiguous()
+    with torch.inference_mode(False):
+        return inputs.detach().clone(memory_format=torch.contiguous_format), labels, targets, _eps(options.eps, inputs)
 
 
-def _classes(classes: Tensor, name: str, inputs: Tensor) -> Tensor:
-    classes = torch.as_tensor(classes)
+def bounds_of(bounds: Bounds) -> tuple[float, float]:
+    try:
+        low, high = (float(end) for end in bounds)
+    except (TypeError, ValueError):
+        raise TypeError(f"bounds must be two numbers (lo, hi); got {bounds!r}") from None
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"bounds must be (lo, hi) with lo < hi, both finite; got {bounds}")
+    return low, high
+
+
+def _eps(eps: float | Tensor, inputs: Tensor) -> Tensor:
+    try:
+        numbers = torch.as_tensor(eps, dtype=torch.float64, device=inputs.device).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"eps must be a number or of shape ({len(inputs)},); got {eps!r}") from error
+    if numbers.dim() > 1 or (numbers.dim() == 1 and len(numbers) != len(inputs)):
+        raise ValueError(f"eps must be a number or of shape ({len(inputs)},); got shape {tuple(numbers.shape)}")
+    if not bool(((numbers >= 0) & (numbers < math.inf)).all()):
+        raise ValueError(f"eps must be at least 0 and finite; got {eps!r}")
+    return numbers.expand(len(inputs)).clone(memory_format=torch.contiguous_format)
+
+
+def _classes(classes: Any, name: str, inputs: Tensor) -> Tensor:
+    if not isinstance(classes, Tensor):
+        try:
+            classes = torch.as_tensor(classes, device=inputs.device)  # not where new tensors go by default
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{name} must be class indices ({len(inputs)},); got {type(classes).__name__}") from error
     whole = not (classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool)
     if classes.dim() != 1 or len(classes) != len(inputs) or not (whole or len(classes) == 0):
         raise ValueError(
@@ -361,4 +393,14 @@ def _classes(classes: Tensor, name: str, inputs: Tensor) -> Tensor:
         raise ValueError(f"{name} are on device '{classes.device}', but inputs on '{inputs.device}'; nothing is moved")
     if len(classes) and int(classes.min()) < 0:
         raise ValueError(f"{name} must not be negative; got {int(classes.min())}")
-    return classes.long()
+    return classes.to(torch.int64, copy=True)
+
+
+def answered(model: Lowered | nn.Module, points: Tensor) -> Tensor:
+    """The logits (B, K) that a model gives for a copy of `points`, without a graph, in memory of their own."""
+    with torch.no_grad():
+        logits = model(points.clone())
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(points):
+        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"the model must return logits ({len(points)}, K), but gave {got}")
+    return logits.detach().clone()

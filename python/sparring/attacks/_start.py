@@ -37,19 +37,19 @@ class Starts:
 
     def first(self, row: int) -> tuple[Tensor, Tensor | None]:
         """Start and mask of image `row`, (*shape)."""
-        generator = torch.Generator().manual_seed(self.seeds[row])
+        generator = torch.Generator("cpu").manual_seed(self.seeds[row])
         held = self._held(row, generator)
         if isinstance(self.start, Tensor):
             return self.start[row].detach(), held
         if self.start == "noise":
-            return torch.randn(self.shape, generator=generator, dtype=torch.float64), held
+            return torch.randn(self.shape, generator=generator, dtype=torch.float64, device="cpu"), held
         if self.start == "sparse":
             return self._sparse(self.entries, held, generator), held
-        return torch.full(self.shape, self.black, dtype=torch.float64), held
+        return torch.full(self.shape, self.black, dtype=torch.float64, device="cpu"), held
 
     def again(self, row: int, attempt: int, held: Tensor | None) -> Tensor:
         """Sparse noise to begin image `row` again with: other noise each time, and twice as many entries."""
-        generator = torch.Generator().manual_seed(self.seeds[row] + attempt)
+        generator = torch.Generator("cpu").manual_seed(self.seeds[row] + attempt)
         return self._sparse(self.entries * 2 ** (attempt - 1), held, generator)
 
     def _held(self, row: int, generator: torch.Generator) -> Tensor | None:
@@ -58,18 +58,18 @@ class Starts:
         if self.mask_fraction == 0:
             return None
         entries = math.prod(self.shape)
-        order = torch.randperm(entries, generator=generator)
+        order = torch.randperm(entries, generator=generator, device="cpu")
         return (order >= round(self.mask_fraction * entries)).reshape(self.shape)
 
     def _sparse(self, entries: int, held: Tensor | None, generator: torch.Generator) -> Tensor:
         """Black but for so many entries, each anywhere in the bounds; none of them masked if there are others."""
-        image = torch.full(self.shape, self.black, dtype=torch.float64).flatten()
-        order = torch.rand(len(image), generator=generator, dtype=torch.float64)
+        image = torch.full(self.shape, self.black, dtype=torch.float64, device="cpu").flatten()
+        order = torch.rand(len(image), generator=generator, dtype=torch.float64, device="cpu")
         if held is not None:
             order[~held.flatten().cpu()] = -1
         at = order.topk(min(entries, len(image))).indices
         lo, hi = self.bounds
-        image[at] = lo + (hi - lo) * torch.rand(len(at), generator=generator, dtype=torch.float64)
+        image[at] = lo + (hi - lo) * torch.rand(len(at), generator=generator, dtype=torch.float64, device="cpu")
         return image.reshape(self.shape)
 
 

@@ -17,7 +17,8 @@ from sparring.attacks._forward import answer, judged
 from sparring.attacks._model import device_and_dtype, held_still
 from sparring.attacks._norms import Bounds
 from sparring.attacks._result import AttackResult
-from sparring.attacks._search import Best, Options, Preprocessing, Problem, Query, example_seeds, run
+from sparring.attacks._search import Best, Options, Preprocessing, Problem, Query, answered, run
+from sparring.attacks._seeds import example_seeds, seeds_by_place
 from sparring.attacks.recovery import Recovery
 from sparring.gradients import Lowered
 from sparring.losses import Loss
@@ -79,7 +80,7 @@ def differential_evolution(
         other inputs to the bit. More may suit a device better; the rounding of the model's arithmetic, which may depend
         on the batch, then decides between candidates that are alike.
     generator
-        Seeds each input's own random numbers, input after input. None: one with seed 0.
+        Seeds each input's own random numbers. None: one with seed 0.
     return_result
         Return an :class:`AttackResult`, its `distance` being the number of positions that differ and `steps_used` the
         generation.
@@ -97,7 +98,7 @@ def differential_evolution(
     check(population, steps, strategy, mutation, recombination)
     if inputs.dim() < 2 or 0 in inputs.shape[1:]:
         raise ValueError(f"inputs must be (B, C, H, W), (B, C, *grid) or (B, D), not empty; got {tuple(inputs.shape)}")
-    seeds = example_seeds(len(inputs), 1, generator)[:, 0]
+    seeds = example_seeds(inputs, 1, generator)[:, 0]
     settings: dict[str, Any] = {
         "population": population, "generations": steps, "strategy": strategy, "mutation": mutation,
         "recombination": recombination, "early_stop": early_stop,
@@ -167,17 +168,18 @@ def evolve_images(
     """
     _check_counts(pixels=pixels, batch_size=batch_size)
     device, dtype = device_and_dtype(model)
-    targets = torch.as_tensor(targets).to(device, torch.int64)
+    targets = targets if isinstance(targets, Tensor) else torch.as_tensor(targets, device="cpu")
+    targets = targets.to(device, torch.int64)
     if not 0 <= p_min <= 1:
         raise ValueError(f"p_min must be in [0, 1], got {p_min}")
     if not bounds[0] <= black <= bounds[1]:
         raise ValueError(f"black must be in the bounds {bounds}, got {black}")
     background = torch.full((len(targets), 1, *shape), black, device=device, dtype=dtype)
     dots = Dots(background, pixels, bounds)
-    seeds = example_seeds(len(targets), 1, generator)[:, 0].tolist()
+    seeds = seeds_by_place(len(targets), generator)
 
     def log_prob(images: Tensor, aims: Tensor) -> Tensor:
-        logits = model(images.reshape(-1, *shape))
+        logits = answered(model, images.reshape(-1, *shape))
         losses.check("ce", logits, aims)
         return -losses.value("ce", logits, aims)
 

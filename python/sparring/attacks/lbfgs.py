@@ -14,8 +14,9 @@ from sparring import losses
 from sparring.attacks._box_lbfgs import CONVERGED, MOST_PAIRS, PENALTIES, REJECTED, BoxLbfgs
 from sparring.attacks._norms import Ball, Bounds
 from sparring.attacks._result import AttackResult
-from sparring.attacks._search import Best, Options, Preprocessing, Problem, example_seeds, positive, run, step_count
-from sparring.gradients import Lowered, input_grad
+from sparring.attacks._search import Best, Options, Preprocessing, Problem, positive, run, step_count
+from sparring.attacks._seeds import example_seeds
+from sparring.gradients import Lowered
 from sparring.losses import Loss
 
 TARGETS = ("likeliest", "random", "every")
@@ -181,7 +182,7 @@ def lbfgs(
         reach, penalty.split()[-1], None if isinstance(targets, str) else targets, bounds, loss, preprocessing,
         batch_size=batch_size, generator=generator, return_result=return_result,
     )  # fmt: skip
-    seeds = example_seeds(len(inputs), 1, generator)[:, 0] if choice == "random" else None
+    seeds = example_seeds(inputs, 1, generator)[:, 0] if choice == "random" else None
 
     def attack(problem: Problem, rows: slice) -> Nearest:
         nearest = Nearest(problem.ball)
@@ -247,7 +248,7 @@ def _ask(problem: Problem, points: Tensor, sharpness: float) -> Answer:
         def loss(logits: Tensor, classes: Tensor) -> Tensor:
             return losses.value(problem.loss, sharpness * logits, classes, classes if aimed else None) / sharpness
 
-    found = input_grad(problem.model, points, problem.labels, loss, targets=problem.aims)
+    found = problem.ask(points, loss)
     margin = losses.value("margin", found.logits, problem.labels, problem.aims)
     # Less what rounding may change when the same point is judged again, in a batch of another size.
     slack = ROUNDING * torch.finfo(margin.dtype).eps * found.logits.abs().amax(1)
@@ -274,20 +275,16 @@ def _aims(problem: Problem, choice: str | None, seeds: Tensor | None) -> list[Te
     """The classes (B,) to aim at, one tensor for every pass; None: any but the label."""
     if choice is None:
         return [problem.targets]
-    with torch.no_grad():
-        logits = problem.model(problem.ball.inputs)
+    logits = problem.logits(problem.ball.inputs)
     classes, labels = logits.shape[1], problem.labels
-    if classes < 2:
-        raise ValueError("the model has one class; an attack needs another to aim at")
     if choice == "likeliest":
         return [logits.scatter(1, labels[:, None], -math.inf).argmax(1)]
     if choice == "every":
         return [(labels + shift) % classes for shift in range(1, classes)]
     assert seeds is not None
-    drawn = [
-        int(torch.randint(1, classes, (), generator=torch.Generator().manual_seed(seed))) for seed in seeds.tolist()
-    ]
-    return [(labels + torch.tensor(drawn, dtype=torch.int64).to(labels.device)) % classes]
+    streams = [torch.Generator("cpu").manual_seed(seed) for seed in seeds.tolist()]
+    drawn = [int(torch.randint(1, classes, (), generator=stream, device="cpu")) for stream in streams]
+    return [(labels + torch.tensor(drawn, dtype=torch.int64, device=labels.device)) % classes]
 
 
 def _check(settings: Settings, choice: str | None) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from sparring.attacks._forward import answer
 from sparring.attacks._norms import Ball, Bounds, Norm
 from sparring.attacks._result import AttackResult
-from sparring.attacks._search import Best, Options, Preprocessing, Problem, example_seeds, run
+from sparring.attacks._search import Best, Options, Preprocessing, Problem, run
+from sparring.attacks._seeds import example_seeds
 from sparring.gradients import Lowered
 from sparring.losses import Loss
 
@@ -39,7 +40,7 @@ def uniform_noise(
 
     For Linf every entry is uniform in [-eps, eps]. In high dimension nearly all of an L2 or L1 ball lies close to its
     surface. The worst draw is one that fools the model if any does, and among those the one of highest `loss`; each
-    input's draws depend on `generator` and its place in the batch alone.
+    input's draws depend on the input and one draw of `generator` alone.
 
     Parameters
     ----------
@@ -50,7 +51,7 @@ def uniform_noise(
     early_stop
         Leave an input after its first draw that fools the model.
     generator
-        Seeds each input's own draws, input after input. None: one with seed 0.
+        Seeds each input's own draws. None: one with seed 0.
 
     Raises
     ------
@@ -97,10 +98,10 @@ def _noise(
 ) -> Tensor | AttackResult:
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
         raise ValueError(f"repeats must be an integer, at least 1; got {repeats!r}")
-    seeds = example_seeds(len(inputs), 1, options.generator)[:, 0].tolist()
+    seeds = example_seeds(inputs, 1, options.generator)[:, 0].tolist()
 
     def attack(problem: Problem, rows: slice) -> Best:
-        streams = [torch.Generator().manual_seed(seed) for seed in seeds[rows]]
+        streams = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[rows]]
         best = Best(problem.ball, repeats)
         everything = torch.arange(len(problem.labels), device=problem.labels.device)
         for repeat in range(repeats):
@@ -125,17 +126,17 @@ def _clipped(ball: Ball, draw: _Draw, streams: list[torch.Generator]) -> Tensor:
 def _uniform(shape: torch.Size, norm: str, generator: torch.Generator) -> Tensor:
     """Uniform in the unit ball, in float64."""
     if norm == "Linf":
-        return 2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1
-    direction = torch.randn(shape, generator=generator, dtype=torch.float64)
+        return 2 * torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu") - 1
+    direction = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
     if norm == "L1":  # Laplace noise, direction and all: its density is constant on the spheres
         direction = direction.sign() * torch.empty_like(direction).exponential_(generator=generator)
-    radius = torch.rand((), generator=generator, dtype=torch.float64) ** (1 / max(1, direction.numel()))
+    radius = torch.rand((), generator=generator, dtype=torch.float64, device="cpu") ** (1 / max(1, direction.numel()))
     return radius * _unit(direction, norm)
 
 
 def _gaussian(shape: torch.Size, norm: str, generator: torch.Generator) -> Tensor:
     """Normal noise scaled to the unit sphere, in float64."""
-    return _unit(torch.randn(shape, generator=generator, dtype=torch.float64), norm)
+    return _unit(torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu"), norm)
 
 
 def _unit(noise: Tensor, norm: str) -> Tensor:

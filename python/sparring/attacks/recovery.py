@@ -14,7 +14,7 @@ from sparring.attacks._descent import Adam, Canvas, L1Ball, Schedule
 from sparring.attacks._model import device_and_dtype, held_still
 from sparring.attacks._objective import Loss, Objective, Penalty, weights
 from sparring.attacks._pursuit import Aims, pursue
-from sparring.attacks._search import example_seeds
+from sparring.attacks._seeds import seeds_by_place
 from sparring.attacks._start import Start, Starts, check_images
 
 Method = Literal["adam", "prox", "l1"]
@@ -166,7 +166,8 @@ def recover(
     The image's start is feasible like every later image: in the bounds, floored, masked.
     """
     device, dtype = device_and_dtype(model)
-    targets, shape = torch.as_tensor(targets), tuple(shape)
+    targets = targets if isinstance(targets, Tensor) else torch.as_tensor(targets, device="cpu")
+    shape = tuple(shape)
     if lam is None:
         lam = 5.0 if method == "prox" else 0.1
     if k is None:
@@ -175,7 +176,7 @@ def recover(
     _check_numbers(method, steps, loss, lam, lr, p_min, s_max, floor, black, bounds, k, growth, restarts, batch_size)
     _check_schedule(method, lr, floor, lam_final, lam_step, lr_step)
     check_images(len(targets), shape, device, start, mask, mask_fraction)
-    seeds = example_seeds(len(targets), 1, generator)[:, 0].tolist()
+    seeds = seeds_by_place(len(targets), generator)
     starts = Starts(shape, start, mask, mask_fraction, black, bounds, max(1, s_max // 2), seeds)
     canvas = Canvas(black, bounds, floor)
     schedule = Schedule(lr, lam, lam_final, lam_step, lr_step)
@@ -202,7 +203,7 @@ def recover(
         trial = torch.full((min(2, len(targets)), *shape), black, device=device, dtype=dtype)
         _check_model(model, trial, targets)
         weight, hidden = weights(penalty, model, trial)
-        objective = Objective(model, hidden)
+        objective = Objective(model, hidden, targets)
         for first in range(0, len(targets), size):
             rows = range(len(targets))[first : first + size]
             begun = descent(rows, weight)

@@ -19,7 +19,7 @@ class Ensemble(Mixture):
     """Several models as one: a module from inputs (B, ...) to logits (B, K).
 
     Dense members of one architecture are stacked for gradients (`sparring.input_grad`): one matrix product in place of
-    M. The stack copies their weights, and is renewed when a weight changes; a change through ``.data`` goes unseen.
+    M, with copies of their weights as they are when a call begins.
     To train many members of one architecture, `sparring.StackedEnsemble` is faster.
 
     Parameters
@@ -48,6 +48,8 @@ class Ensemble(Mixture):
         When `decide` says nothing: below this "confidence", or above this "disagreement" or "divergence", as
         `sparring.analysis.Votes` defines them. ``{"confidence": .8, "disagreement": .3}`` abstains for either.
     """
+
+    members_have_plans = True  # each is lowered by itself
 
     def __init__(
         self,

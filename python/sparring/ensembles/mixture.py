@@ -76,9 +76,9 @@ class Mixture(nn.Module, ABC):
 
 
 def _normalised(weights: Sequence[float] | Tensor | None, count: int) -> Tensor:
-    numbers = torch.ones(count, dtype=torch.float64)
+    numbers = torch.ones(count, dtype=torch.float64, device="cpu")
     if weights is not None:
-        numbers = torch.as_tensor(weights, dtype=torch.float64).detach().clone()
+        numbers = torch.as_tensor(weights, dtype=torch.float64, device="cpu").detach().clone()
     if numbers.shape != (count,):
         raise ValueError(f"weights has shape {tuple(numbers.shape)}; expected one per model, ({count},)")
     total = float(numbers.sum())

@@ -61,7 +61,7 @@ class Dropout(nn.Module):
             return x
         if not x.is_cpu or self.p == 1:
             return F.dropout(x, self.p)
-        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device="cpu").random_(-(2**63), None)
         kept = words.view(torch.int16)[: x.numel()] >= round(self.p * 2**16) - 2**15
         last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
         kept = kept.as_strided(x.shape, x.stride()) if last else kept.view(x.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 import warnings
@@ -11,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparring import losses
 from sparring._progress import Progress
 from sparring.attacks._model import held_still, preprocessed
 from sparring.attacks._norms import Norm
 from sparring.attacks._result import GradientMaskingWarning
+from sparring.attacks._search import answered
 from sparring.evaluation.masking import evidence
-from sparring.evaluation.plan import Entry, Plan, Sizes, make_plans, threat_name
+from sparring.evaluation.plan import Entry, Key, Plan, Sizes, make_plans
 from sparring.evaluation.result import AttackRow, Evaluation, Examples
 from sparring.gradients import Lowered, lower
 from sparring.training.streams import stream
@@ -78,8 +81,8 @@ def evaluate(
     batch_size
         Examples attacked at a time.
     seed
-        Every attack has random numbers of its own, which follow from the seed and its name: neither the other attacks
-        nor the batch size changes them (but with `worst_case`, which examples are left does).
+        Every attack has random numbers of its own, which follow from the seed, its name and the example: neither the
+        other attacks and examples nor the batch size change them.
     tolerance
         How much farther than eps a point may be, as a share of eps: for the rounding of other libraries' attacks.
     keep
@@ -94,7 +97,8 @@ def evaluate(
     Raises
     ------
     ValueError, TypeError
-        If an argument is not acceptable, or an attack returns something else than points like `x`; names the attack.
+        If an argument is not acceptable, or if no attack can run. An attack that fails, or returns something else than
+        points like `x`, while others run, says why in its row, and in the warnings.
 
     Warns
     -----
@@ -106,10 +110,10 @@ def evaluate(
         raise TypeError(f"model must be a torch.nn.Module, or what was lowered from one, not {type(module).__name__}")
     _check(x, y, bounds, batch_size)
     x, y = x.detach().clamp(*bounds), y.long()  # attacks would start in the bounds too
-    with held_still(module):
-        judge = module if preprocessing is None else preprocessed(module, preprocessing, x)
-        lowered = model if isinstance(model, Lowered) and preprocessing is None else lower(judge)
-        logits = torch.cat([_logits(judge, x[rows]) for rows in _batches(torch.arange(len(x)), batch_size)])
+    judge = preprocessed(module, preprocessing, x)
+    with held_still(judge):
+        lowered = lower(judge)
+        logits = torch.cat([_logits(judge, x[first : first + batch_size]) for first in range(0, len(x), batch_size)])
         if not bool(logits.isfinite().all()):
             bad = int((~logits.isfinite().all(1)).nonzero()[0])
             raise ValueError(f"model: its output for the unchanged example {bad} is not finite")
@@ -120,28 +124,32 @@ def evaluate(
         again = _logits(judge, x[first])
         predictions = logits.argmax(1)
         correct = predictions == y
-        standing: dict[str, Tensor] = {}
-        rows = []
+        standing: dict[Key, Tensor] = {}
+        rows: list[AttackRow] = []
+        failures: list[Exception] = []
         for number, plan in enumerate(plans):
 
             def on_share(done: float, number: int = number, plan: Plan = plan) -> None:
                 if on_progress is not None:
-                    doing = f"{plan.name}, {threat_name(plan.norm, plan.eps)}"
-                    on_progress(Progress(number + done, len(plans), doing))
+                    on_progress(Progress(number + done, len(plans), f"{plan.name}, {plan.threat}"))
 
-            threat = threat_name(plan.norm, plan.eps)
-            attacked = standing.get(threat, correct) if worst_case else correct
+            attacked = standing.get(plan.key, correct) if worst_case else correct
             trial = _Trial(plan, lowered, judge, x, y, bounds, tolerance, keep)
-            row = trial.run(attacked, batch_size, stream(seed, "attack", plan.name, threat), on_share)
-            standing[threat] = attacked & row.robust.to(attacked.device)
+            row = trial.run(attacked, batch_size, functools.partial(stream, seed, "attack", plan.name), on_share)
+            if trial.failure is not None:
+                failures.append(trial.failure)
+                if len(failures) == len(plans):
+                    raise failures[0]
+            standing[plan.key] = attacked & row.robust.to(attacked.device)
             rows.append(row)
             if on_row is not None:
                 on_row(row)
         if on_progress is not None:
             on_progress(Progress(len(plans), len(plans), "done"))
-    found = evidence(rows, logits[first], again)
+    found = evidence([row for row in rows if row.error is None], logits[first], again)
     for line in found:
         warnings.warn(line, GradientMaskingWarning, stacklevel=2)
+    found += [f"{row.name} ({row.threat}) could not run: {row.error}" for row in rows if row.error is not None]
     return Evaluation(y.cpu(), predictions.cpu(), rows, found, seed, bounds, worst_case)
 
 
@@ -163,24 +171,33 @@ class _Trial:
         self.bad_grad: Tensor | None = None
         self.overrun, self.unconfirmed, self.seconds = 0.0, 0, 0.0
         self.kept: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.failure: Exception | None = None
 
     def run(
-        self, attacked: Tensor, batch_size: int, generator: torch.Generator, on_share: Callable[[float], None]
+        self,
+        attacked: Tensor,
+        batch_size: int,
+        generator: Callable[[], torch.Generator],
+        on_share: Callable[[float], None],
     ) -> AttackRow:
-        """Attack the examples where `attacked` (bool (N,)) is True."""
+        """Attack the examples where `attacked` (bool (N,)) is True; every batch has the same `generator` anew."""
         on_share(0.0)
         done = 0
         at = attacked.nonzero()[:, 0]
-        context = {"bounds": self.bounds, "generator": generator, "early_stop": True, "return_result": True}
+        context = {"bounds": self.bounds, "early_stop": True, "return_result": True}
         for rows in _batches(at, batch_size):
             x, y = self.x[rows], self.y[rows]
-            arguments = self.plan.arguments(rows, len(self.x), context)
+            arguments = self.plan.arguments(rows, len(self.x), {**context, "generator": generator()})
             begun = time.perf_counter()
-            result = self._call(x, y, arguments)
-            if x.is_cuda:
-                torch.cuda.synchronize(x.device)
-            self.seconds += time.perf_counter() - begun
-            self._judge(result, rows, x, y)
+            try:
+                result = self._call(x, y, arguments)
+                if x.is_cuda:
+                    torch.cuda.synchronize(x.device)
+                self.seconds += time.perf_counter() - begun
+                self._judge(result, rows, x, y)
+            except Exception as error:  # of an attack, which may be the user's code; others go on
+                self.failure = error
+                break
             done += len(rows)
             on_share(done / len(at))
         index, images, predictions = (
@@ -196,6 +213,7 @@ class _Trial:
             steps=None if self.steps is None else self.steps.cpu(),
             bad_grad=None if self.bad_grad is None else self.bad_grad.cpu(), seconds=self.seconds,
             examples=Examples(index.cpu(), images.cpu(), predictions.cpu()),
+            error=None if self.failure is None else _in_a_line(self.failure), digits=self.plan.digits,
         )  # fmt: skip
 
     def _call(self, x: Tensor, y: Tensor, arguments: dict[str, Any]) -> Any:
@@ -258,12 +276,14 @@ def _batches(rows: Tensor, size: int) -> list[Tensor]:
 
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        logits = model(x)
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
-        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"model gives {got} for x of shape {tuple(x.shape)}; wanted are logits (B, K)")
+    logits = answered(model, x)
+    losses.check_two_classes(logits)
     return logits
+
+
+def _in_a_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]
 
 
 def _check(x: Tensor, y: Tensor, bounds: tuple[float, float], batch_size: int) -> None:

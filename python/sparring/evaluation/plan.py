@@ -65,6 +65,17 @@ class Plan:
     eps: Eps
     options: Mapping[str, Any]
     accepts: frozenset[str]
+    digits: int = 4  # of eps where it is shown, so that no two threat models look alike
+
+    @property
+    def key(self) -> Key:
+        """The threat model."""
+        return threat_key(self.norm, self.eps)
+
+    @property
+    def threat(self) -> str:
+        """The threat model in words."""
+        return threat_name(self.norm, self.eps, self.digits)
 
     def arguments(self, rows: Tensor, count: int, context: Mapping[str, Any]) -> dict[str, Any]:
         """The keyword arguments for the examples `rows` of `count`: settings of one entry an example are cut to them.
@@ -115,21 +126,38 @@ def make_plans(
         plans = [plan for entry in entries for plan in _plans(entry, threats, default, count)]
     if not plans:
         raise ValueError("attacks is empty; None runs the default ones")
-    order = list(dict.fromkeys(threat_name(plan.norm, plan.eps) for plan in plans))
-    return _with_own_names(sorted(plans, key=lambda plan: order.index(threat_name(plan.norm, plan.eps))))
+    order = list(dict.fromkeys(plan.key for plan in plans))
+    return _with_own_names(_told_apart(sorted(plans, key=lambda plan: order.index(plan.key))))
 
 
-def threat_name(norm: str, eps: Eps) -> str:
+Key = tuple[str, float | tuple[float, ...]]
+
+
+def threat_key(norm: str, eps: Eps) -> Key:
+    """What a threat model is told apart by: its numbers."""
+    return norm, tuple(eps.double().tolist()) if isinstance(eps, Tensor) and eps.dim() else float(eps)
+
+
+def threat_name(norm: str, eps: Eps, digits: int = 4) -> str:
     """Such as "Linf, eps 0.3"; where every example has an eps of its own, "Linf, eps 0.1-0.3"."""
-    return f"{norm}, eps {eps_name(eps)}"
+    return f"{norm}, eps {eps_name(eps, digits)}"
 
 
-def eps_name(eps: Eps) -> str:
+def eps_name(eps: Eps, digits: int = 4) -> str:
     """The number, or the range of one number an example."""
     if isinstance(eps, Tensor) and eps.dim():
         low, high = (float(end) for end in eps.aminmax())
-        return f"{low:.4g}" if low == high else f"{low:.4g}-{high:.4g}"
-    return f"{float(eps):.4g}"
+        return f"{low:.{digits}g}" if low == high else f"{low:.{digits}g}-{high:.{digits}g}"
+    return f"{float(eps):.{digits}g}"
+
+
+def _told_apart(plans: list[Plan]) -> list[Plan]:
+    """With as many digits of eps as it takes to tell the threat models apart."""
+    threats = {plan.key: plan for plan in plans}
+    for digits in range(4, 18):
+        if len({threat_name(plan.norm, plan.eps, digits) for plan in threats.values()}) == len(threats):
+            break
+    return [replace(plan, digits=digits) for plan in plans]
 
 
 def _for_few_classes(name: str, outputs: int) -> Entry:
@@ -218,7 +246,7 @@ def _check_eps(name: str, eps: Any, count: int) -> Eps:
             raise ValueError(f"{name} has shape {tuple(eps.shape)}; accepted: a number, or ({count},)")
     elif isinstance(eps, bool) or not isinstance(eps, int | float):
         raise ValueError(f"{name} is {eps!r}; accepted: a number, or a tensor ({count},)")
-    values = torch.as_tensor(eps)
+    values = eps if isinstance(eps, Tensor) else torch.as_tensor(eps, device="cpu")
     if not bool(((values >= 0) & (values < math.inf)).all()):
         raise ValueError(f"{name} is {eps!r}; accepted: finite and not negative")
     return eps if isinstance(eps, Tensor) else float(eps)
@@ -226,10 +254,10 @@ def _check_eps(name: str, eps: Any, count: int) -> Eps:
 
 def _with_own_names(plans: list[Plan]) -> list[Plan]:
     """No two with the same name and threat model: the second is called "pgd (2)"."""
-    seen: dict[tuple[str, str], int] = {}
+    seen: dict[tuple[str, Key], int] = {}
     named = []
     for plan in plans:
-        key = (plan.name, threat_name(plan.norm, plan.eps))
+        key = (plan.name, plan.key)
         seen[key] = seen.get(key, 0) + 1
         named.append(plan if seen[key] == 1 else replace(plan, name=f"{plan.name} ({seen[key]})"))
     return named

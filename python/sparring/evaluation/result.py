@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sparring._text import aligned, number, percent, plural
-from sparring.evaluation.plan import Eps, Kind, eps_name, threat_name
+from sparring.evaluation.plan import Eps, Key, Kind, eps_name, threat_key, threat_name
 
 Json = dict[str, Any]
 
@@ -57,6 +57,10 @@ class AttackRow:
         Wall time of the attack alone.
     examples
         Adversarial examples, as many as were asked for.
+    error
+        Why the attack could not run, or not on all examples; None where it did. What it fooled before counts.
+    digits
+        Of eps, where it is shown.
     """
 
     name: str
@@ -74,11 +78,18 @@ class AttackRow:
     bad_grad: Tensor | None
     seconds: float
     examples: Examples
+    error: str | None = None
+    digits: int = 4
+
+    @property
+    def key(self) -> Key:
+        """The threat model, by its numbers."""
+        return threat_key(self.norm, self.eps)
 
     @property
     def threat(self) -> str:
         """Norm and eps, such as "Linf, eps 0.3"."""
-        return threat_name(self.norm, self.eps)
+        return threat_name(self.norm, self.eps, self.digits)
 
     @property
     def accuracy(self) -> float:
@@ -98,17 +109,18 @@ class AttackRow:
 
 @dataclass(frozen=True)
 class WorstCase:
-    """All attacks under one threat model together: an example is robust only if no attack fooled it."""
+    """All attacks under one threat model together, those that ran: an example is robust only if none fooled it."""
 
     norm: str
     eps: Eps
     attacks: int
     robust: Tensor
+    digits: int = 4
 
     @property
     def threat(self) -> str:
         """Norm and eps, such as "Linf, eps 0.3"."""
-        return threat_name(self.norm, self.eps)
+        return threat_name(self.norm, self.eps, self.digits)
 
     @property
     def accuracy(self) -> float:
@@ -163,12 +175,13 @@ class Evaluation:
 
     @property
     def worst_cases(self) -> list[WorstCase]:
-        """One for each threat model, in the order in which they first came up."""
-        found: dict[str, WorstCase] = {}
+        """One for each threat model under which an attack ran, in the order in which they first came up."""
+        found: dict[Key, WorstCase] = {}
         for row in self.rows:
-            old = found.get(row.threat, WorstCase(row.norm, row.eps, 0, self.correct))
-            found[row.threat] = WorstCase(row.norm, row.eps, old.attacks + 1, old.robust & ~row.fooled)
-        return list(found.values())
+            old = found.get(row.key, WorstCase(row.norm, row.eps, 0, self.correct, row.digits))
+            ran = old.attacks + (row.error is None)
+            found[row.key] = replace(old, attacks=ran, robust=old.robust & ~row.fooled)
+        return [case for case in found.values() if case.attacks]
 
     def per_class(self, robust: Tensor) -> list[float]:
         """Share of `robust` (bool (N,)) among the examples of each class up to the largest label; NaN without any."""
@@ -178,7 +191,10 @@ class Evaluation:
     def verdict(self) -> str:
         """One line: the worst case under each threat model, and what was done to find it."""
         cases = self.worst_cases
-        size = f"{len(self)} {plural('image', len(self))}, {len(self.rows)} {plural('attack', len(self.rows))}"
+        ran = sum(row.error is None for row in self.rows)
+        size = f"{len(self)} {plural('image', len(self))}, {ran} {plural('attack', ran)}"
+        if ran < len(self.rows):
+            size += f" ({len(self.rows) - ran} could not run)"
         if len(cases) == 1:
             case = cases[0]
             return f"robust accuracy {percent(case.accuracy)} ({case.threat}, {size})"
@@ -191,12 +207,14 @@ class Evaluation:
         lines = [["none", "", "", percent(self.clean_accuracy), "", "", ""]]
         for row in self.rows:
             name = row.name + (f" ({int(row.infeasible.sum())} infeasible)" if bool(row.infeasible.any()) else "")
+            left = percent(row.accuracy) if row.error is None else "could not run"
             lines.append([
-                name, row.norm, eps_name(row.eps), percent(row.accuracy), number(row.distance()[1]),
+                name, row.norm, eps_name(row.eps, row.digits), left, number(row.distance()[1]),
                 number(row.mean_steps), f"{row.seconds:.1f}",
             ])  # fmt: skip
         for case in self.worst_cases:
-            lines.append(["worst case", case.norm, eps_name(case.eps), percent(case.accuracy), "", "", ""])
+            eps = eps_name(case.eps, case.digits)
+            lines.append(["worst case", case.norm, eps, percent(case.accuracy), "", "", ""])
         return head, lines
 
     def table(self) -> str:
@@ -246,8 +264,8 @@ class Evaluation:
             **self._accuracies(row.robust),
             "attacked": int(row.attacked.sum()), "fooled": int(row.fooled.sum()),
             "infeasible": int(row.infeasible.sum()), "overrun": row.overrun, "unconfirmed": row.unconfirmed,
-            "bad_grad": bad, "distances": distances, "steps": row.mean_steps, "seconds": row.seconds,
-            "fooled_examples": row.fooled.nonzero()[:, 0].tolist(),
+            "error": row.error, "bad_grad": bad, "distances": distances, "steps": row.mean_steps,
+            "seconds": row.seconds, "fooled_examples": row.fooled.nonzero()[:, 0].tolist(),
         }  # fmt: skip
 
 
@@ -257,7 +275,7 @@ def share(mask: Tensor) -> float:
 
 
 def _json_eps(eps: Eps) -> float | list[float]:
-    values: float | list[float] = torch.as_tensor(eps, dtype=torch.float64).tolist()
+    values: float | list[float] = torch.as_tensor(eps, dtype=torch.float64, device="cpu").tolist()
     return values
 
 

@@ -38,7 +38,8 @@ def input_grad(
 
     The losses are summed over the batch, so an example's gradient does not shrink with the batch. The model runs in
     the mode it is in; parameters, their ``grad`` and ``requires_grad`` are left alone, and no graph is kept. Works
-    under ``torch.no_grad()`` and ``torch.inference_mode()``. Where the logits do not depend on `x` (a model that
+    under ``torch.no_grad()`` and ``torch.inference_mode()``. The weights are those of the moment when the call begins;
+    the model may write to what it is given, which is a copy of `x`. Where the logits do not depend on `x` (a model that
     detaches or rounds), the gradient is zero.
 
     An example's result depends on the rest of the batch only in rounding, where the order of summation in a matrix
@@ -78,12 +79,28 @@ def input_grad(
     losses.check_indices(labels, "labels", batch, x.device)
     if targets is not None:
         losses.check_indices(targets, "targets", batch, x.device)
-    lowered = lower(model)
-    rows = lowered.examples_in(memory, x, precision)
+    return asked(
+        lower(model).take(x, precision), x, labels, loss, targets, spans_of(labels, targets), precision, memory
+    )
+
+
+Spans = tuple[losses.Span, losses.Span | None]
+
+
+def spans_of(labels: Tensor, targets: Tensor | None) -> Spans:
+    return losses.span_of(labels), None if targets is None else losses.span_of(targets)
+
+
+def asked(
+    lowered: Lowered, x: Tensor, labels: Tensor, loss: Loss, targets: Tensor | None, spans: Spans,
+    precision: str = "float32", memory: int = 2**30,
+) -> InputGrad:  # fmt: skip
+    """`input_grad` of a model that was taken for the call, and of classes whose `spans` are known: nothing waits."""
+    batch, rows = x.shape[0], lowered.examples_in(memory, x, precision)
     if rows >= batch:
-        return _input_grad(lowered, x, labels, loss, targets, precision)
+        return _input_grad(lowered, x, labels, loss, targets, spans, precision)
     parts = [
-        _input_grad(lowered, x[i : i + rows], labels[i : i + rows], loss, _part(targets, i, rows), precision)
+        _input_grad(lowered, x[i : i + rows], labels[i : i + rows], loss, _part(targets, i, rows), spans, precision)
         for i in range(0, batch, rows)
     ]
     return InputGrad(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
@@ -114,7 +131,7 @@ def jacobian(
     _check(x, precision)
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-    lowered = lower(model)
+    lowered = lower(model).take(x, precision)
     room = lowered.examples_in(memory, x, precision)
     if room < x.shape[0]:
         return torch.cat(
@@ -124,16 +141,17 @@ def jacobian(
 
 
 def _input_grad(
-    lowered: Lowered, x: Tensor, labels: Tensor, loss: Loss, targets: Tensor | None, precision: str
+    lowered: Lowered, x: Tensor, labels: Tensor, loss: Loss, targets: Tensor | None, spans: Spans, precision: str
 ) -> InputGrad:
     if isinstance(loss, str) and precision == "float32":
-        whole = fused.input_grad(lowered, x, labels, targets, loss)
+        whole = fused.input_grad(lowered, x, labels, targets, loss, spans)
         if whole is not None:
             return InputGrad(whole.grad, whole.loss, whole.combined)
     with without_grad():
         logits, tape = lowered.forward(x, precision, unmixed=True)
         mixture = lowered.mixture if logits.ndim == 3 else None
-        result = loss_grad(loss, logits.float() if precision == "bf16" else logits, mixture, labels, targets)
+        logits_ = logits.float() if precision == "bf16" else logits
+        result = loss_grad(loss, logits_, mixture, labels, targets, spans)
         grad = lowered.backward(_as(result.grad, logits.dtype), tape)
         return InputGrad(_as(grad, x.dtype), result.loss, result.combined)
 

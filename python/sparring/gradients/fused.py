@@ -10,13 +10,21 @@ from sparring.gradients.kernels import DenseLayer, LossGrad
 from sparring.gradients.lowered import Lowered
 from sparring.gradients.members import StackedDense
 from sparring.gradients.steps import Activation, Flatten, Linear, NotLowered, Reshape, as_dtype
+from sparring.losses import Span
 
 # Examples times members. An estimate from launch times and arithmetic, not a measurement: about where matrix products
 # on all of the device make up for their launches.
 _LATENCY_BOUND = 512
 
 
-def input_grad(lowered: Lowered, x: Tensor, labels: Tensor, targets: Tensor | None, loss: str) -> LossGrad | None:
+def input_grad(
+    lowered: Lowered,
+    x: Tensor,
+    labels: Tensor,
+    targets: Tensor | None,
+    loss: str,
+    spans: tuple[Span, Span | None] | None = None,
+) -> LossGrad | None:
     """`LossGrad` towards `x`; None where one kernel does not pay, or where there is none for model or device."""
     if not worthwhile(x):
         return None
@@ -33,7 +41,7 @@ def input_grad(lowered: Lowered, x: Tensor, labels: Tensor, targets: Tensor | No
     widths = [flat.shape[1], *(layer.weight.shape[-2] for layer in layers)]
     if len(x) * members > _LATENCY_BOUND or not kernels.dense_network_fits(widths, x.dtype):
         return None
-    losses.check(loss, x.new_empty((len(x), widths[-1])), labels, targets)
+    losses.check(loss, x.new_empty((len(x), widths[-1])), labels, targets, spans)
     how, weights = ("probs", None) if mixture is None else (mixture.combine, mixture.weights)
     targets = None if targets is None else targets.long()
     result = kernels.dense_network(flat, layers, labels.long(), targets, loss, how, weights)
@@ -59,7 +67,7 @@ def _dense(lowered: Lowered, x: Tensor) -> tuple[Tensor, list[DenseLayer]]:
             return x, []
     if stack is None:
         return x, layers
-    for (weight, bias), activation in zip(stack.weights(x), stack.activations, strict=True):
+    for (weight, bias), activation in zip(stack.weights(x).layers, stack.activations, strict=True):
         weight = weight.view(stack.members, -1, weight.shape[-1])
         layers.append(_layer(weight, None if bias is None else bias.view(weight.shape[:2]), activation))
     return x, layers

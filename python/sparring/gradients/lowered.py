@@ -7,10 +7,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparring.gradients.mixture import Combine
-from sparring.gradients.steps import Autograd, NotLowered, Step
+from sparring.gradients.plan import Plan, undisturbed
+from sparring.gradients.steps import Autograd, Step
 
 Model = Callable[[Tensor], Tensor]
 Tape = list[tuple[Step, Any]]
@@ -21,8 +22,8 @@ _CACHED = 2**23  # bytes a thread for the largest array between two steps: its m
 class Lowered:
     """A model as a list of steps; a model that could not be lowered is one step, of autograd.
 
-    Called, it is the model itself. Structure, mode and hooks are those at the time of `lower`; weights are read from
-    the model at each call.
+    Called, it is the model itself. Whoever is given one asks again how the model is to be taken apart: the steps shown
+    here are those at the time of `lower`.
 
     Attributes
     ----------
@@ -34,18 +35,20 @@ class Lowered:
         Why autograd does the work; empty where it does not.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        steps: list[Step] | None,
-        reasons: list[str],
-        sizes: dict[Any, tuple[int, int]] | None = None,
-    ) -> None:
-        self.model = model
-        self._sizes = {} if sizes is None else sizes  # of `_sizes`, by an example's shape
-        self.reasons = [*reasons]
+    def __init__(self, model: Model, plan: Plan, taken: list[Step] | None = None) -> None:
+        self.model, self.plan = model, plan
         self._autograd: list[Step] = [Autograd(model)]
-        self.steps = self._autograd if steps is None else steps
+        self._taken = taken  # for the time of one call: steps that were compared with the model, with their weights
+
+    @property
+    def steps(self) -> list[Step]:
+        if self._taken is not None:
+            return self._taken
+        return self._autograd if self.plan.steps is None or any(self.plan.verdicts.values()) else self.plan.steps
+
+    @property
+    def reasons(self) -> list[str]:
+        return [*self.plan.reasons, *dict.fromkeys(why for why in self.plan.verdicts.values() if why)]
 
     @property
     def is_lowered(self) -> bool:
@@ -59,18 +62,41 @@ class Lowered:
         names = ", ".join(type(step).__name__ for step in self.steps)
         return f"Lowered({names})" if self.is_lowered else f"Lowered(reasons={self.reasons})"
 
+    def __reduce__(self) -> tuple[Callable[[Model], Lowered], tuple[Model]]:
+        from sparring.gradients.lowering import lower
+
+        return lower, (self.model,)  # copies and pickles are plans of the copied model
+
+    def renewed(self, lower: Callable[[Model], Lowered]) -> Lowered:
+        """What the model is taken apart into now; itself, within the one call that it was taken for."""
+        return self if self._taken is not None else lower(self.model)
+
+    def take(self, x: Tensor, precision: str = "float32") -> Lowered:
+        """For one call on inputs like `x` (B, ...): compared with the model, and with the weights of now."""
+        if self._taken is not None:
+            return self
+        if self.plan.steps is None or not undisturbed(x):
+            return self._left_to_autograd(x, precision)
+        kind = (x.shape[1:], x.dtype, x.device)
+        if len(x) and kind not in self.plan.verdicts:
+            from sparring.gradients.comparison import disagreement
+
+            self.plan.verdicts[kind] = disagreement(self, x)
+        if self.plan.verdicts.get(kind):
+            return self._left_to_autograd(x, precision)
+        return Lowered(self.model, self.plan, taken(self.plan.steps, x, precision))
+
+    def _left_to_autograd(self, x: Tensor, precision: str) -> Lowered:
+        result = Lowered(self.model, self.plan)
+        result._taken = result._autograd = taken(self._autograd, x, precision)
+        return result
+
     def forward(self, x: Tensor, precision: str = "float32", unmixed: bool = False) -> tuple[Tensor, Tape]:
-        """Logits, and what `backward` needs: each step with what it saved.
+        """Logits, and what `backward` needs: each step with what it saved; after `take`.
 
         With `unmixed`, those of the members, (M, B, K), if the model is an ensemble.
         """
-        if type(x) not in (Tensor, nn.Parameter) or torch.is_autocast_enabled(x.device.type):
-            return _run(self._autograd, x, precision)
-        try:
-            return _run(self.steps[:-1] if unmixed and self.mixture is not None else self.steps, x, precision)
-        except NotLowered as why:  # known only now that there is an input
-            self._leave_to_autograd(why)
-            return _run(self.steps, x, precision)
+        return run(self.steps[:-1] if unmixed and self.mixture is not None else self.steps, x, precision)
 
     def examples_in(self, memory: int, x: Tensor, precision: str) -> int:
         """How many examples like those of `x` to work on at once within `memory` bytes; all, where autograd works.
@@ -80,16 +106,12 @@ class Lowered:
         if memory < 1:
             raise ValueError(f"memory must be at least 1 byte, got {memory}")
         batch = x.shape[0]
-        if not self.is_lowered or batch < 2:
+        if batch < 2 or self.steps is self._autograd or self.plan.reasons:
             return max(1, batch)
         key = (x.shape[1:], x.dtype, precision)
-        known = self._sizes.get(key)
+        known = self.plan.sizes.get(key)
         if known is None:
-            try:
-                known = self._sizes[key] = _sizes(self.steps, x, precision)
-            except NotLowered as why:
-                self._leave_to_autograd(why)
-                return batch
+            known = self.plan.sizes[key] = _sizes(self.steps, x, precision)
         taped, largest = known
         room = memory // (2 * taped)  # as much again for gradients
         if x.is_cpu:
@@ -99,14 +121,10 @@ class Lowered:
         parts = -(-batch // max(1, room))
         return -(-batch // parts)  # of equal size
 
-    def _leave_to_autograd(self, why: NotLowered) -> None:
-        self.reasons.append(str(why))
-        self.steps = self._autograd
-
     @property
     def mixture(self) -> Combine | None:
         """The last step, where the model is an ensemble."""
-        last = self.steps[-1]
+        last = self.steps[-1] if self.steps else None
         return last if isinstance(last, Combine) else None
 
     def backward(self, grad: Tensor, tape: Tape) -> Tensor:
@@ -117,12 +135,17 @@ class Lowered:
         return grad
 
 
+def taken(steps: list[Step], x: Tensor, precision: str) -> list[Step]:
+    """The steps for one call: those that keep copies of weights with copies of the weights of now."""
+    return [step.take(x, precision) if hasattr(step, "take") else step for step in steps]
+
+
 def without_grad() -> AbstractContextManager[None]:
     """torch.no_grad(), which takes its time, where it is not in force already."""
     return torch.no_grad() if torch.is_grad_enabled() else nullcontext()
 
 
-def _run(steps: list[Step], x: Tensor, precision: str, sizes: list[int] | None = None) -> tuple[Tensor, Tape]:
+def run(steps: list[Step], x: Tensor, precision: str, sizes: list[int] | None = None) -> tuple[Tensor, Tape]:
     """The steps one after the other; in bfloat16 with "bf16", where autograd works under autocast instead.
 
     Bytes of the steps' outputs are appended to `sizes`.
@@ -130,7 +153,7 @@ def _run(steps: list[Step], x: Tensor, precision: str, sizes: list[int] | None =
     tape: Tape = []
     with without_grad():
         x = x.detach()
-        if precision == "bf16" and not hasattr(steps[0], "takes_precision"):
+        if precision == "bf16" and not (steps and hasattr(steps[0], "takes_precision")):
             x = x.to(torch.bfloat16)
         for step in steps:
             x, saved = step.forward(x, precision) if hasattr(step, "takes_precision") else step.forward(x)
@@ -145,7 +168,7 @@ def _sizes(steps: list[Step], x: Tensor, precision: str) -> tuple[int, int]:
     taped, largest = [], []
     for count in (1, 2):
         outputs = [0]
-        taped.append(_bytes(_run(steps, x[:count], precision, outputs)[1]))
+        taped.append(_bytes(run(steps, x[:count], precision, outputs)[1]))
         largest.append(max(outputs))
     return max(1, taped[1] - taped[0]), max(1, largest[1] - largest[0])
 

@@ -7,16 +7,17 @@ stacked is gone through member by member.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sparring.gradients import kernels
 from sparring.gradients.image_steps import Conv2d
-from sparring.gradients.lowered import Lowered
-from sparring.gradients.products import linear, packed, side_by_side
+from sparring.gradients.lowered import Lowered, taken
+from sparring.gradients.products import contents_of, linear, packed, side_by_side
 from sparring.gradients.steps import IDENTITY, Flatten, Linear, Live, NotLowered, Reshape, Step, as_dtype
 
 
@@ -28,6 +29,12 @@ class Members:
     def __init__(self, members: Sequence[Lowered]) -> None:
         self.members = members
         self.reasons = [f"member {i}: {reason}" for i, member in enumerate(members) for reason in member.reasons]
+
+    def take(self, x: Tensor, precision: str) -> Members:
+        """With the weights of now. The ensemble as a whole was compared with its plan."""
+        result = copy.copy(self)
+        result.members = [Lowered(one.model, one.plan, taken(one.steps, x, precision)) for one in self.members]
+        return result
 
     def forward(self, x: Tensor, precision: str) -> tuple[Tensor, Any]:
         passes = [member.forward(x, precision) for member in self.members]
@@ -54,6 +61,13 @@ class OnDevice:
     def __init__(self, one_by_one: Members, side_by_side: Lowered, members: int) -> None:
         self.one_by_one, self.side_by_side, self.members = one_by_one, side_by_side, members
         self.reasons = one_by_one.reasons
+
+    def take(self, x: Tensor, precision: str) -> OnDevice:
+        """With the weights of now."""
+        if x.is_cpu:
+            return OnDevice(self.one_by_one.take(x, precision), self.side_by_side, self.members)
+        steps = taken(self.side_by_side.steps, x, precision)
+        return OnDevice(self.one_by_one, Lowered(self.side_by_side.model, self.side_by_side.plan, steps), self.members)
 
     def forward(self, x: Tensor, precision: str) -> tuple[Tensor, Any]:
         if x.is_cpu:
@@ -119,10 +133,8 @@ class StackedDense:
         self.reshapes, self.layers = reshapes, layers
         self.activations = [of_members[0].activation for of_members in layers]
         self.joined, self.members = members is not None, members or len(layers[0])
-        self._key: Any = None
-        self._sources: list[Tensor] = []
-        self._stacked: list[tuple[Tensor, Tensor | None]] = []
-        self._first: tuple[Tensor, Tensor]  # the first layer's weight for the way forward, and for the way back
+        self._kept: tuple[Any, Stack] | None = None
+        self._taken: Stack | None = None
         self._idle: list[dict[Any, Tensor]] = []
 
     def forward(self, x: Tensor) -> tuple[Tensor, Any]:
@@ -130,7 +142,7 @@ class StackedDense:
         for reshape in self.reshapes:
             x, shape = reshape.forward(x)
             shapes.append(shape)
-        weights = self.weights(x)
+        weights, (first, first_back) = self.weights(x)
         fused = kernels.supported(x)  # bias and activation in one pass
         last = len(weights) - 1
         for i, ((weight, bias), activation) in enumerate(zip(weights, self.activations, strict=True)):
@@ -138,7 +150,7 @@ class StackedDense:
             before, after = (None, bias) if fused else (bias, None)
             relu = i == 0 and not fused and activation is not None and activation.name == "relu"
             if i == 0:
-                z = linear(x, self._first[0], before, relu=relu)
+                z = linear(x, first, before, relu=relu)
             else:
                 shape = (self.members, batch, units)
                 z = x.new_empty(shape) if i == last else buffers.get(x, shape, i)  # logits leave this step
@@ -150,7 +162,7 @@ class StackedDense:
                 z = (activation or IDENTITY).over(z, after)
             outputs.append(z)
             x = z if i else z.view(batch, self.members, units // self.members).transpose(0, 1)
-        return x, (shapes, outputs, weights, self._first[1], buffers)
+        return x, (shapes, outputs, weights, first_back, buffers)
 
     def backward(self, grad: Tensor, saved: Any) -> Tensor:
         shapes, outputs, weights, first, buffers = saved
@@ -174,30 +186,41 @@ class StackedDense:
             grad = reshape.backward(grad, shape)
         return grad
 
-    def weights(self, x: Tensor) -> list[tuple[Tensor, Tensor | None]]:
-        """Copies of the weights side by side, in the dtype of `x`; renewed whenever torch says that one changed.
+    def take(self, x: Tensor, precision: str) -> StackedDense:
+        """With the weights of now."""
+        result = copy.copy(self)
+        like = x.new_empty(0, dtype=torch.bfloat16) if precision == "bf16" else x
+        result._taken = self.weights(like)
+        return result
 
-        Torch counts changes in place, but not those through ``.data``.
-        """
+    def weights(self, x: Tensor) -> Stack:
+        """Copies of the weights side by side, in the dtype of `x`; renewed whenever one changed."""
+        if self._taken is not None:
+            return self._taken
         tensors = [live() for members in self.layers for layer in members for live in (layer.weight, layer.bias)]
-        try:
-            key: Any = [x.dtype, *((id(t), t.data_ptr(), t._version) for t in tensors if t is not None)]
-        except RuntimeError:  # tensors made in inference mode count no changes
-            key = None
-        if key is None or key != self._key:
-            pairs = iter(tensors)
-            stacked = []
-            for i, members in enumerate(self.layers):
-                weights, biases = zip(*((next(pairs), next(pairs)) for _ in members), strict=True)
-                weight = weights[0] if self.joined else torch.stack(weights)
-                bias = biases[0] if self.joined or biases[0] is None else torch.stack(biases)
-                if i == 0:
-                    weight, bias = weight.flatten(0, 1), None if bias is None else bias.flatten()
-                stacked.append((as_dtype(weight, x), as_dtype(bias, x)))
-            self._key, self._stacked = key, stacked
-            self._first = packed(stacked[0][0]), packed(stacked[0][0].t())
-            self._sources = tensors  # kept, so that no other tensor can have their ids
-        return self._stacked
+        contents, kept = contents_of([x, *(t for t in tensors if t is not None)]), self._kept
+        if kept is None or contents is None or kept[0] != contents:
+            self._kept = kept = contents, self._stacked(tensors, x)
+        return kept[1]
+
+    def _stacked(self, tensors: list[Tensor | None], x: Tensor) -> Stack:
+        pairs = iter(tensors)
+        stacked = []
+        for i, members in enumerate(self.layers):
+            weights, biases = zip(*((next(pairs), next(pairs)) for _ in members), strict=True)
+            weight = weights[0] if self.joined else torch.stack(weights)
+            bias = biases[0] if self.joined or biases[0] is None else torch.stack(biases)
+            if i == 0:
+                weight, bias = weight.flatten(0, 1), None if bias is None else bias.flatten()
+            stacked.append((as_dtype(weight.detach(), x), as_dtype(None if bias is None else bias.detach(), x)))
+        return Stack(stacked, (packed(stacked[0][0]), packed(stacked[0][0].t())))
+
+
+class Stack(NamedTuple):
+    """Weight and bias of each layer, of all members; the first weight also laid out for the ways forward and back."""
+
+    layers: list[tuple[Tensor, Tensor | None]]
+    first: tuple[Tensor, Tensor]
 
 
 class Buffers:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from sparring import losses
 from sparring.gradients import kernels
 from sparring.gradients.kernels import LossGrad
-from sparring.losses import Loss
+from sparring.losses import Loss, Span
 
 _BETWEEN_EQUALS = 1e-6  # of the mean probability, added to a share of votes
 
@@ -71,9 +71,16 @@ class Combine:
         return result.view(members, grad.shape[0], classes).to(dtype)
 
 
-def loss_grad(loss: Loss, logits: Tensor, mixture: Combine | None, labels: Tensor, targets: Tensor | None) -> LossGrad:
+def loss_grad(
+    loss: Loss,
+    logits: Tensor,
+    mixture: Combine | None,
+    labels: Tensor,
+    targets: Tensor | None,
+    spans: tuple[Span, Span | None] | None = None,
+) -> LossGrad:
     """Loss of each example and its gradient towards the logits of a model, (B, K), or of its members, (M, B, K)."""
-    losses.check(loss, logits if mixture is None else logits[0], labels, targets)
+    losses.check(loss, logits if mixture is None else logits[0], labels, targets, spans)
     result = _loss_grad(loss, logits, mixture, labels, targets)
     if mixture is not None and mixture.combine == "vote":
         result = result._replace(combined=mix(logits, mixture.weights, "vote"))

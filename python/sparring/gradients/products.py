@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, backends, bfloat16, bmm, float32, ops
@@ -74,29 +75,28 @@ def small_enough_to_keep(weight: Tensor) -> bool:
 
 
 class Bfloat16:
-    """A layer's weight and bias in bfloat16, laid out for products there and back; renewed whenever one changed.
-
-    Torch counts changes in place, but not those through ``.data``.
-    """
+    """A layer's weight and bias in bfloat16, laid out for products there and back; renewed whenever one changed."""
 
     def __init__(self) -> None:
-        self._key: Any = None
-        self._sources: Any = None
-        self._made: tuple[Tensor, Tensor, Tensor | None]
+        self._kept: tuple[Any, tuple[Tensor, Tensor, Tensor | None]] | None = None
 
     def of(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """The weight (N, K) and its transpose, both for `linear`, and the bias."""
-        sources = (weight, bias)
-        try:
-            key: Any = [(id(t), t.data_ptr(), t._version) for t in sources if t is not None]
-        except RuntimeError:  # tensors made in inference mode count no changes
-            key = None
-        if key is None or key != self._key:
+        contents, kept = contents_of([weight] if bias is None else [weight, bias]), self._kept
+        if kept is None or contents is None or kept[0] != contents:
             small = weight.bfloat16()
             there, back = (_laid_out(w) for w in (small, small.t()))
-            self._made = there, back, None if bias is None else bias.bfloat16()
-            self._key, self._sources = key, sources  # kept, so that no other tensor can have their ids
-        return self._made
+            kept = contents, (there, back, None if bias is None else bias.bfloat16())
+            self._kept = kept
+        return kept[1]
+
+
+def contents_of(tensors: Sequence[Tensor]) -> Any:
+    """What tells whether the entries of these tensors, or their shapes, are other ones; None where it is not known.
+
+    Torch's counts of changes do not: an optimiser with ``fused=True``, ``.data`` and NumPy leave them as they are.
+    """
+    return None
 
 
 def _laid_out(weight: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ Weights are read from their module at each call and used in the dtype of `x`. `g
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from contextlib import nullcontext
 from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparring.gradients import kernels
@@ -118,15 +119,24 @@ class Linear:
 
     activation: Activation | None = None
     keeps_bfloat16 = True  # its weights in bfloat16, for the next call
+    _in_bfloat16: tuple[Tensor, Tensor, Tensor | None] | None = None
 
     def __init__(self, weight: Live, bias: Live) -> None:
         self.weight, self.bias = weight, bias
         self._bfloat16 = Bfloat16()
 
+    def take(self, x: Tensor, precision: str) -> Linear:
+        """With its weights in bfloat16, where it keeps them so."""
+        if precision != "bf16" or not self.keeps_bfloat16 or not small_enough_to_keep(self.weight()):
+            return self
+        taken = copy.copy(self)
+        taken._in_bfloat16 = self._bfloat16.of(self.weight(), self.bias())
+        return taken
+
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int | None, Tensor, Tensor | None]]:
         need(x, 2, None, "a linear layer")
-        if x.dtype is torch.bfloat16 and self.keeps_bfloat16 and small_enough_to_keep(self.weight()):
-            return self._in_bfloat16(x)
+        if self._in_bfloat16 is not None and x.dtype is torch.bfloat16:
+            return self._forward_in_bfloat16(x, *self._in_bfloat16)
         weight, bias, features = as_dtype(self.weight(), x), as_dtype(self.bias(), x), x.shape[-1]
         if self.activation is None:
             return self.product(x, weight, bias), (features, weight, None)
@@ -142,8 +152,9 @@ class Linear:
             return linear(grad, weight)
         return self.product_back(grad, weight, features)
 
-    def _in_bfloat16(self, x: Tensor) -> tuple[Tensor, tuple[int | None, Tensor, Tensor | None]]:
-        weight, back, bias = self._bfloat16.of(self.weight(), self.bias())
+    def _forward_in_bfloat16(
+        self, x: Tensor, weight: Tensor, back: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, tuple[int | None, Tensor, Tensor | None]]:
         relu = self.activation is not None and self.activation.name == "relu"
         y = linear(x, weight, bias, relu=relu)
         if self.activation is not None and not relu:
@@ -271,22 +282,33 @@ class Identity:
 
 
 class Autograd:
-    """Any model, differentiated by autograd; under ``torch.no_grad()`` and inference mode as well."""
+    """Any model, differentiated by autograd; under ``torch.no_grad()`` and inference mode as well.
+
+    The model is given a copy, which it may write to, and what is kept of its answer is one.
+    """
 
     takes_precision = True
 
     def __init__(self, model: Callable[[Tensor], Tensor]) -> None:
         self.model = model
 
+    def take(self, x: Tensor, precision: str) -> Autograd:
+        """With a copy of a model whose tensors were made in inference mode: autograd cannot keep those."""
+        model = self.model
+        if isinstance(model, nn.Module) and any(t.is_inference() for t in (*model.parameters(), *model.buffers())):
+            with torch.inference_mode(False):
+                return Autograd(copy.deepcopy(model))
+        return self
+
     def forward(self, x: Tensor, precision: str) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         autocast = torch.autocast(x.device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
         x = x.float() if precision == "bf16" and x.dtype is torch.bfloat16 else x
         with torch.inference_mode(False), torch.enable_grad(), autocast:
             leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
-            output = self.model(leaf)
+            output = self.model(leaf.clone())
         if not isinstance(output, Tensor):
             raise TypeError(f"the model must return a tensor of logits, not {type(output).__name__}")
-        return output.detach(), (leaf, output)
+        return output.detach().clone(), (leaf, output)
 
     def backward(self, grad: Tensor, saved: tuple[Tensor, Tensor]) -> Tensor:
         leaf, output = saved

@@ -6,8 +6,8 @@ it runs forward on the live module. Here forward runs on a copy whose modules ha
 
 from __future__ import annotations
 
-from sparring.tracing.foreign import Reads, reads
+from sparring.tracing.foreign import Reads, forward_of, reads
 from sparring.tracing.recorder import Untraceable, record, trace
-from sparring.tracing.state import fingerprint
+from sparring.tracing.state import TooMuch, fingerprint
 
-__all__ = ["Reads", "Untraceable", "fingerprint", "reads", "record", "trace"]
+__all__ = ["Reads", "TooMuch", "Untraceable", "fingerprint", "forward_of", "reads", "record", "trace"]

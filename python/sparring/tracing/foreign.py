@@ -5,7 +5,7 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
@@ -59,23 +59,27 @@ class Reads(NamedTuple):
         return any(not _same(_look_up(place, name), value) for place, name, value in self.watched)
 
 
-def reads(model: nn.Module) -> Reads:
-    """What the forwards of `model` and its modules, and the functions that these call, read.
+def reads(modules: Iterable[nn.Module]) -> Reads:
+    """What the forwards of these modules, and the functions that these call, read.
 
     torch's own modules and functions are trusted. Not traceable is a forward that uses a list, a dict or an object that
     is not the model's, as these may change; that sets a global; that uses `random`, a clock or files; or a
     `torch.autograd.Function`.
     """
     scan = _Scan()
-    for kind in {type(module): None for module in model.modules()}:
-        if not _is_trusted(kind):
-            scan.function(kind.forward, kind)
-    for module in model.modules():
-        if not _is_trusted(type(module)):
-            for name, value in vars(module).items():
-                scan.held(name, value)
+    foreign = [module for module in modules if not _is_trusted(type(module))]
+    for kind in dict.fromkeys(map(type, foreign)):
+        scan.function(forward_of(kind), kind)
+    for module in foreign:
+        for name, value in vars(module).items():
+            scan.held(name, value)
     scan.follow()
     return Reads([*dict.fromkeys(scan.reasons)], scan.watched)
+
+
+def forward_of(kind: type) -> Any:
+    """The forward of a class, as it stands in its text."""
+    return next((vars(base)["forward"] for base in kind.__mro__ if "forward" in vars(base)), None)
 
 
 class _Scan:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import enum
 import random
+from collections import deque
 from collections.abc import Mapping
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size, torch.memory_format,
          torch.layout, slice, range, type(...), enum.Enum)  # fmt: skip
@@ -43,7 +44,7 @@ def _look(value: Any, seen: dict[int, int]) -> Any:
         return type(value), repr(value) if isinstance(value, float) else value
     if isinstance(value, Tensor):
         return id(value), 0 if value.is_inference() else value._version
-    if isinstance(value, (nn.Module, ModuleType, FunctionType, BuiltinFunctionType, MethodType, type)):
+    if isinstance(value, (fx.Proxy, nn.Module, ModuleType, FunctionType, BuiltinFunctionType, MethodType, type)):
         return id(value)
     if id(value) in seen:
         return "seen", seen[id(value)]
@@ -52,8 +53,8 @@ def _look(value: Any, seen: dict[int, int]) -> Any:
         raise TooMuch
     if isinstance(value, Mapping):
         return id(value), tuple((_look(key, seen), _look(one, seen)) for key, one in value.items())
-    if isinstance(value, (list, tuple)):
-        return id(value) if isinstance(value, list) else type(value), tuple(_look(one, seen) for one in value)
+    if isinstance(value, (list, tuple, deque)):
+        return type(value) if isinstance(value, tuple) else id(value), tuple(_look(one, seen) for one in value)
     if isinstance(value, (set, frozenset)):
         return id(value), frozenset(map(id, value)), len(value)
     if isinstance(value, np.ndarray):
@@ -61,5 +62,4 @@ def _look(value: Any, seen: dict[int, int]) -> Any:
     if isinstance(value, GENERATORS):
         return id(value)
     own = getattr(value, "__dict__", None)
-    inside = _look(own, seen) if isinstance(own, dict) else None
-    return id(value), inside, len(value) if hasattr(type(value), "__len__") else None
+    return id(value), _look(own, seen) if isinstance(own, dict) else None
