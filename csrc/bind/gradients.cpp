@@ -6,6 +6,7 @@
 
 #include "bind/ops.h"
 #include "bind/place.h"
+#include "core/checksum.h"
 
 namespace py = pybind11;
 
@@ -158,6 +159,19 @@ void agreement_counts(Place place, std::int64_t members, std::int64_t words, Add
   launch(AgreementCounts<Real>{members, words, at<const std::uint64_t>(bits), at<std::int64_t>(counts)}, place);
 }
 
+// --- weights -----------------------------------------------------------------------------------------------------------------
+
+py::bytes memory_checksums(const std::vector<Address>& addresses, const std::vector<std::int64_t>& sizes, int threads) {
+  std::vector<Block> blocks;
+  for (std::size_t i = 0; i < addresses.size(); ++i) blocks.push_back({at<const unsigned char>(addresses[i]), sizes.at(i)});
+  std::vector<std::uint64_t> sums;
+  {
+    const py::gil_scoped_release unlocked;
+    sums = checksums(blocks, threads);
+  }
+  return {reinterpret_cast<const char*>(sums.data()), sums.size() * sizeof(std::uint64_t)};
+}
+
 }  // namespace
 
 void bind_gradients(py::module_& m) {
@@ -171,6 +185,7 @@ void bind_gradients(py::module_& m) {
   define(m, "pairwise_cosine", &pairwise_cosine<float>, &pairwise_cosine<double>);
   define(m, "pack_bits", &pack_bits<float>, &pack_bits<double>);
   define(m, "agreement_counts", &agreement_counts<float>, &agreement_counts<double>);
+  m.def("memory_checksums", &memory_checksums);
 }
 
 }  // namespace sparring

@@ -194,6 +194,7 @@ def col2im(
     out: int,
     /,
 ) -> None: ...
+def memory_checksums(addresses: list[int], sizes: list[int], threads: int, /) -> bytes: ...
 def dense_network(
     is_double: bool,
     device: int,

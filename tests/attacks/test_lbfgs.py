@@ -320,5 +320,5 @@ def test_bad_arguments(classified: Classified, options: dict[str, Any], message:
 
 
 def test_a_model_of_one_class_is_refused() -> None:
-    with pytest.raises(ValueError, match="one class"):
+    with pytest.raises(ValueError, match="two classes"):
         lbfgs(nn.Sequential(nn.Flatten(), nn.Linear(6, 1)), torch.rand(2, 6), torch.zeros(2, dtype=torch.int64))

@@ -59,7 +59,9 @@ def test_within_eps_and_bounds(network: nn.Module, noise: Callable[..., Any], no
 @pytest.mark.parametrize("norm", NORMS)
 def test_how_noise_is_distributed(network: nn.Module, norm: str) -> None:
     count, size, eps = 4000, 48, 1e-3  # so small that no draw meets a face of the box
-    inputs, labels = torch.full((count, 3, 4, 4), 0.5, dtype=torch.float64), torch.zeros(count, dtype=torch.int64)
+    # As the draws follow from the input, no two are the same.
+    inputs = 0.5 + 1e-4 * torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = torch.zeros(count, dtype=torch.int64)
     network = network.double()
     uniform, gaussian = (
         (attack(noise, network, inputs, labels, eps=eps, norm=norm).adv - inputs).flatten(1) / eps for noise in NOISES

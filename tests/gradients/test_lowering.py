@@ -99,7 +99,7 @@ def image_networks(draw: st.DrawFn) -> nn.Module:
     ]
     layers += [draw(st.sampled_from(pools)), nn.Flatten()]
     features = nn.Sequential(*layers).eval()(torch.zeros(1, 2, 25, 24)).shape[1]
-    layers.append(nn.Linear(features, draw(st.integers(1, 4))))
+    layers.append(nn.Linear(features, draw(st.integers(2, 4))))
     return nn.Sequential(*layers)
 
 
@@ -123,7 +123,7 @@ def test_dense_networks(data: st.DataObject) -> None:
         if draw(st.booleans()):
             layers.append(nn.BatchNorm1d(width))
         layers += [draw(st.sampled_from(ACTIVATIONS))() for _ in range(draw(st.integers(0, 2)))]
-    layers.append(nn.Linear(width, draw(st.integers(1, 4))))
+    layers.append(nn.Linear(width, draw(st.integers(2, 4))))
     if draw(st.booleans()):
         layers.append(draw(st.sampled_from([nn.Softmax(1), nn.LogSoftmax(-1)])))
     seed = draw(st.integers(0, 2**20))
@@ -193,7 +193,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "unknown operation": (lambda: Forward(lambda m, x: m.linear(x).cumsum(1)), "cumsum"),
     "in place": (lambda: Forward(lambda m, x: m.linear(x.mul_(2))), "mul_"),
     "constant first": (lambda: Forward(lambda m, x: 1 - m.linear(x)), "first argument"),
-    "noise": (lambda: Forward(lambda m, x: m.linear(x) + torch.randn(4)), "makes a tensor"),
+    "noise": (lambda: Forward(lambda m, x: m.linear(x) + torch.randn(4)), "random"),
+    "makes a tensor": (lambda: Forward(lambda m, x: m.linear(x) + torch.ones(4)), "makes a tensor"),
     "sets an attribute": (lambda: Forward(sets_attribute), "sets seen"),
     "train mode": (lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).train(), "statistics of the batch"),
     "no statistics": (lambda: nn.BatchNorm1d(4, track_running_stats=False), "statistics of the batch"),
@@ -240,8 +241,8 @@ def test_a_function_is_left_to_autograd() -> None:
 
 def test_lowering_is_kept_until_something_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     traces = []
-    traced = lowering.traced
-    monkeypatch.setattr(lowering, "traced", lambda model: (traces.append(model), traced(model))[1])
+    made = lowering._made
+    monkeypatch.setattr(lowering, "_made", lambda model, tensors_of: (traces.append(model), made(model, tensors_of))[1])
     model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.ReLU()).eval()
     assert [sp.lower(model).is_lowered for _ in range(3)] == [True] * 3
     assert len(traces) == 1

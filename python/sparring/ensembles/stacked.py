@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from sparring.ensembles.doubles import Doubles, adopt_modes
 from sparring.ensembles.layers import (
     NotStacked,
     StackedBatchNorm,
@@ -84,35 +85,28 @@ class StackedEnsemble(Mixture):
         except NotStacked as why:
             self.reasons.append(str(why))
             self.net = container(members)
-        # In a tuple, so that their parameters are not this module's:
-        self._one, self._quick = (copy.deepcopy(members[0]),), quick(members[0])
+        made = quick(members[0])
+        self._one, self._quick = Doubles(copy.deepcopy(members[0])), Doubles(made.network)
+        self._channels_last = made.channels_last
         self._images = any(isinstance(module, nn.Conv2d) for module in members[0].modules())
         self.train(members[0].training)
-        mine = dict(self.net.named_modules())
-        self._alike = [
-            (module, mine[name])
-            for network in (self._one[0], self._quick.network)
-            for name, module in network.named_modules()
-            if name in mine
-        ]
 
     def member_logits(self, x: Tensor) -> Tensor:
         """Logits of each member, (M, B, K)."""
         if not self._one_by_one(x):
             return self._apart(self.net(x))
-        self._adopt_modes()
         parts = {name: tensor.unbind() for name, tensor in tensors_of(self.net)}
-        x = channels_last(x) if x.is_cpu and x.ndim == 4 and self._quick.channels_last else x
+        x = channels_last(x) if x.is_cpu and x.ndim == 4 and self._channels_last else x
         own = [{name: part[index] for name, part in parts.items()} for index in range(len(self))]
-        return torch.stack([torch.func.functional_call(self._quick.network, tensors, (x,)) for tensors in own])
+        with self._quick.lent(self.net) as network:
+            return torch.stack([network(tensors, x) for tensors in own])
 
     def member(self, index: int) -> nn.Module:
         """An ordinary module with a copy of the weights of member `index`."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"index is {index}; there are {len(self)} members")
-        self._adopt_modes()
         stacked = dict(tensors_of(self.net))
-        member = copy.deepcopy(self._one[0])
+        member = self._template()
         for name, tensor in tensors_of(member):
             tensor.data = (
                 stacked[name][index].detach().clone()
@@ -170,10 +164,11 @@ class StackedEnsemble(Mixture):
             raise ValueError(f"{path}: not an ensemble of such networks: {error}") from error
         return ensemble
 
-    def _adopt_modes(self) -> None:
-        """Give the networks that stand for a member the modes of the stack's modules."""
-        for module, like in self._alike:
-            module.training = like.training
+    def _template(self) -> nn.Module:
+        """A module of the members' architecture, in the modes of the stack's modules, with weights that do not count."""
+        network = copy.deepcopy(self._one.network)
+        adopt_modes(network, self.net)
+        return network
 
     def _one_by_one(self, x: Tensor) -> bool:
         return bool(self.reasons) or (self._images and x.is_cpu)
@@ -190,12 +185,12 @@ _FORMAT = "sparring stacked ensemble 1"
 
 def _lowered(ensemble: StackedEnsemble, index: int | None) -> Lowered:
     """Member `index`; or, with None, a network with the tensors of all."""
-    net, template = ensemble.net, ensemble._one[0]
-    ensemble._adopt_modes()
+    net, template = ensemble.net, ensemble._template()
 
     def call(x: Tensor) -> Tensor:
         tensors = {name: tensor if index is None else tensor[index] for name, tensor in tensors_of(net)}
-        return cast(Tensor, torch.func.functional_call(template, tensors, (x,)))
+        with ensemble._one.lent(net) as network:
+            return cast(Tensor, network(tensors, x))
 
     return lowered_with(template, lambda name, module: Slice(module, net.get_submodule(name), index), call)
 

@@ -198,7 +198,8 @@ class StackedDense:
         if self._taken is not None:
             return self._taken
         tensors = [live() for members in self.layers for layer in members for live in (layer.weight, layer.bias)]
-        contents, kept = contents_of([x, *(t for t in tensors if t is not None)]), self._kept
+        contents, kept = contents_of([t for t in tensors if t is not None]), self._kept
+        contents = contents and (x.dtype, contents)
         if kept is None or contents is None or kept[0] != contents:
             self._kept = kept = contents, self._stacked(tensors, x)
         return kept[1]

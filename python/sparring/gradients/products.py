@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, backends, bfloat16, bmm, float32, ops
+from torch import Tensor, backends, bfloat16, bmm, float32, get_num_threads, ops
 from torch.nn import functional as F
+
+from sparring._bridge import native
 
 # What torch.compile puts in the place of a linear layer on the CPU; its names are not stable, so they may be absent.
 _ONEDNN = bool(backends.mkldnn.is_available()) and all(  # type: ignore[no-untyped-call]
@@ -96,7 +98,15 @@ def contents_of(tensors: Sequence[Tensor]) -> Any:
 
     Torch's counts of changes do not: an optimiser with ``fused=True``, ``.data`` and NumPy leave them as they are.
     """
-    return None
+    if not all(tensor.is_cpu for tensor in tensors):
+        return None  # to read them takes a device as long as to copy them
+    dense = [tensor.detach().contiguous() for tensor in tensors]
+    sums = native.memory_checksums(
+        [tensor.data_ptr() for tensor in dense],
+        [tensor.numel() * tensor.element_size() for tensor in dense],
+        get_num_threads(),
+    )
+    return [(tensor.shape, tensor.dtype) for tensor in dense], sums
 
 
 def _laid_out(weight: Tensor) -> Tensor:

@@ -181,7 +181,7 @@ def layer_maps(
 def networks(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module, bool]]:
     """Prefix of names, the network, a module to call in its place, and whether its tensors are stacked unchanged."""
     if isinstance(model, StackedEnsemble):
-        yield "net.", model.net, model._one[0], bool(model.reasons)
+        yield "net.", model.net, model._one.network, bool(model.reasons)
     elif isinstance(model, Ensemble):
         for i, member in enumerate(model.models):
             yield f"models.{i}.", member, member, False
