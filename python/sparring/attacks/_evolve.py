@@ -148,9 +148,9 @@ def evolve(
 
 def _draw(streams: list[torch.Generator], *shape: int) -> Tensor:
     """Uniform in [0, 1), (problems, *shape), each problem's from its own stream."""
-    u = torch.empty(len(streams), *shape, device="cpu")
+    u = torch.empty(len(streams), *shape, dtype=torch.float32, device="cpu")
     for out, stream in zip(u, streams, strict=True):
-        torch.rand(shape, generator=stream, out=out)
+        torch.rand(shape, generator=stream, dtype=torch.float32, device="cpu", out=out)
     return u
 
 

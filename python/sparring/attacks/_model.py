@@ -31,7 +31,7 @@ def held_still(*models: nn.Module) -> Iterator[None]:
             _hold(parameter, "requires_grad", parameter.requires_grad)
             for model in models
             for parameter in model.parameters()
-            if parameter.is_leaf and not parameter.is_inference()
+            if is_lazy(parameter) or (parameter.is_leaf and not parameter.is_inference())
         ]
     try:
         yield

@@ -403,4 +403,5 @@ def answered(model: Lowered | nn.Module, points: Tensor) -> Tensor:
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(points):
         got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"the model must return logits ({len(points)}, K), but gave {got}")
-    return logits.detach().clone()
+    copied: Tensor = logits.detach().clone()
+    return copied

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -100,6 +100,9 @@ def obstacles(model: nn.Module) -> list[str]:
     return reasons or reads(module for _, module in own_modules(model)).reasons
 
 
+_modes: Callable[[], list[Any]] = _get_current_function_mode_stack
+
+
 def undisturbed(x: Tensor) -> bool:
     """Whether a call of torch's functions does what it says: no autocast, no mode of the caller's, a plain tensor."""
     return (
@@ -107,5 +110,5 @@ def undisturbed(x: Tensor) -> bool:
         and not torch.is_autocast_enabled(x.device.type)
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-        and all(type(mode) is DeviceContext for mode in _get_current_function_mode_stack())
+        and all(type(mode) is DeviceContext for mode in _modes())
     )

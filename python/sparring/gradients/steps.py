@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 
 from sparring.gradients import kernels
 from sparring.gradients.products import Bfloat16, linear, small_enough_to_keep
@@ -295,7 +296,9 @@ class Autograd:
     def take(self, x: Tensor, precision: str) -> Autograd:
         """With a copy of a model whose tensors were made in inference mode: autograd cannot keep those."""
         model = self.model
-        if isinstance(model, nn.Module) and any(t.is_inference() for t in (*model.parameters(), *model.buffers())):
+        if isinstance(model, nn.Module) and any(
+            not is_lazy(t) and t.is_inference() for t in (*model.parameters(), *model.buffers())
+        ):
             with torch.inference_mode(False):
                 return Autograd(copy.deepcopy(model))
         return self

@@ -115,7 +115,7 @@ class _Recorder(fx.Tracer):
     """Of one root. `Tracer.trace` is not used: it changes `nn.Module` for all threads."""
 
     def __init__(self, root: nn.Module, is_leaf: IsLeaf) -> None:
-        super().__init__(autowrap_modules=())
+        super().__init__(autowrap_modules=())  # type: ignore[arg-type] # none
         self.root, self.is_leaf = root, is_leaf
         self.graph = fx.Graph(tracer_cls=type(self))
         self.tensor_attrs = {}
