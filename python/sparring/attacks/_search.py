@@ -393,7 +393,8 @@ def _classes(classes: Any, name: str, inputs: Tensor) -> Tensor:
         raise ValueError(f"{name} are on device '{classes.device}', but inputs on '{inputs.device}'; nothing is moved")
     if len(classes) and int(classes.min()) < 0:
         raise ValueError(f"{name} must not be negative; got {int(classes.min())}")
-    return classes.to(torch.int64, copy=True)
+    copied: Tensor = classes.to(torch.int64, copy=True)
+    return copied
 
 
 def answered(model: Lowered | nn.Module, points: Tensor) -> Tensor:

@@ -165,7 +165,7 @@ class StackedEnsemble(Mixture):
         return ensemble
 
     def _template(self) -> nn.Module:
-        """A module of the members' architecture, in the modes of the stack's modules, with weights that do not count."""
+        """A module of the members' architecture, in the modes of the stack, with weights that do not count."""
         network = copy.deepcopy(self._one.network)
         adopt_modes(network, self.net)
         return network
