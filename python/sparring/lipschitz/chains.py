@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from sparring.lipschitz import cholesky, rounding
+from sparring.lipschitz.ambient import plain_arithmetic
 
 LARGEST = 6000
 """Units of a chain, beyond which it is not bounded as one."""
@@ -41,6 +42,7 @@ _INSIDE = 2.0**-23  # share of each multiplier that is left, so that no block co
 _SLACK = tuple(10.0**exponent for exponent in range(-9, 0))  # of L^2, tried in turn
 
 
+@plain_arithmetic()
 def chain_bound(
     weights: Sequence[Tensor],
     slopes: Sequence[float] | None = None,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sparring.lipschitz import convolution, dense
+from sparring.lipschitz.ambient import plain_arithmetic
 from sparring.lipschitz.enclosure import Enclosure
 from sparring.lipschitz.geometry import Geometry, sides
 
@@ -17,6 +18,7 @@ METHODS = ("auto", "dense", "frequencies", "banded")
 PADDING_MODES = ("zeros", "circular", "reflect", "replicate")
 
 
+@plain_arithmetic()
 def spectral_norm(
     weight: Tensor,
     kind: str = "dense",
