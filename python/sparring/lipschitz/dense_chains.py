@@ -97,7 +97,7 @@ def operand(graph: Graph, node: fx.Node) -> fx.Node:
 
 
 def behind(graph: Graph, node: fx.Node, *, activations: bool) -> tuple[fx.Node, float, list[fx.Node]]:
-    """What is before a node and what only passes on its operand, or rising activations: their largest slope, and they."""
+    """What is before a node and what only passes on its operand, or rises: the largest slope there, and what rises."""
     slope, names = 1.0, list[fx.Node]()
     join = graph.steps[node].join
     if join is None or len(join.parts) != 1:

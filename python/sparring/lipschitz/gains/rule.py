@@ -140,8 +140,8 @@ class Rule:
             if expected is None:
                 raise Refused(f"gives {results[0].ndim} dimensions for {x.ndim}")
         if expected is not None and any(tuple(result.shape) != expected for result in results):
-            shapes = ", ".join(str(tuple(result.shape)) for result in results)
-            raise Refused(f"gives shape {shapes}, where its rule covers {expected} alone: {self.size.text}")
+            given = ", ".join(str(tuple(result.shape)) for result in results)
+            raise Refused(f"gives shape {given}, where its rule covers {expected} alone: {self.size.text}")
 
 
 def axes_of(dims: Any, ndim: int) -> set[int]:

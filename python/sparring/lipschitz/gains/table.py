@@ -32,8 +32,8 @@ TABLE: dict[str, Rule] = {
     **_all("alpha_dropout feature_alpha_dropout", Rule(arithmetic.alpha_dropout)),
     # Copies.
     **_all("view reshape flatten unflatten ravel permute transpose swapaxes movedim t T mT squeeze", _COPYING),
-    **_all("unsqueeze contiguous clone detach identity expand repeat tile repeat_interleave getitem narrow select", _COPYING),
-    **_all("index_select chunk split unbind pad channel_shuffle pixel_shuffle pixel_unshuffle", _COPYING),
+    **_all("unsqueeze contiguous clone detach identity expand repeat tile repeat_interleave getitem narrow", _COPYING),
+    **_all("select index_select chunk split unbind pad channel_shuffle pixel_shuffle pixel_unshuffle", _COPYING),
     **_all("view_as reshape_as expand_as", _LIKE),
     **_all("interpolate", Rule(arithmetic.interpolate, size=COUNTED)),
     **_all("roll", Rule(arithmetic.roll, size=COUNTED, along="dims")),
