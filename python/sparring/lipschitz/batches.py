@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from sparring.lipschitz.ambient import callers_device
+from sparring.lipschitz.ambient import callers_device, seed
 from sparring.lipschitz.trees import tensors_in
 from sparring.lipschitz.wide import first_line, identical
 
@@ -81,8 +81,8 @@ def batch_obstacle(model: Callable[[Tensor], Any], x: Tensor) -> str:
     without them.
     """
 
-    def call(given: Tensor, seed: int = 0) -> list[Tensor]:
-        torch.manual_seed(seed)
+    def call(given: Tensor, number: int = 0) -> list[Tensor]:
+        seed(number)
         with callers_device():
             return [*tensors_in(model(given.clone()))]
 
@@ -100,7 +100,7 @@ def batch_obstacle(model: Callable[[Tensor], Any], x: Tensor) -> str:
                 beside[row] = batch[row]
                 if not all(identical(a[row], b[row]) for a, b in zip(whole, call(beside), strict=True)):
                     return "gives an example a result that depends on the others of its batch"
-        random = not all(map(identical, whole, call(batch, seed=1)))
+        random = not all(map(identical, whole, call(batch, 1)))
     except Exception as why:
         return f"cannot be called with a batch of {_ROWS}: {first_line(why)}"
     to = 1e-3 if x.dtype is torch.float32 else 1e-9 if x.dtype is torch.float64 else 0.1

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sparring.gradients import jacobian
-from sparring.lipschitz.ambient import callers_device, generators_kept, plain_arithmetic
+from sparring.lipschitz.ambient import callers_device, generators_kept, plain_arithmetic, seed
 from sparring.lipschitz.wide import in_float64
 
 _ROUNDING = 1e-9  # of a Jacobian and its norm in float64, with room
@@ -50,7 +50,7 @@ def empirical_lower_bound(model: nn.Module, inputs: Tensor, *, batch_size: int =
     largest = 0.0
     with generators_kept(), callers_device():
         for some in torch.split(inputs.detach().to(torch.float64, copy=True), batch_size):
-            torch.manual_seed(0)  # dropout in training mode draws, the same each time
+            seed(0)  # dropout in training mode draws, the same each time
             rows = jacobian(wide, some.clone()).flatten(2)
             squares, vectors = torch.linalg.eigh(rows @ rows.mT)
             norms = squares[:, -1].clamp(min=0).sqrt()
@@ -70,7 +70,7 @@ def _quotients(model: nn.Module, x: Tensor, direction: Tensor) -> Tensor:
         given = (ends[0] - ends[1]).flatten(1).norm(dim=1)
         results = []
         for end in ends:
-            torch.manual_seed(0)
+            seed(0)
             results.append(model(end).flatten(1))
         quotient = (results[0] - results[1]).norm(dim=1) / given
         found = torch.maximum(found, quotient.nan_to_num(nan=0.0, posinf=0.0))

@@ -15,7 +15,7 @@ from torch.fx.node import map_arg
 from sparring.attacks._model import device_and_dtype
 from sparring.gradients.lowering import obstacles
 from sparring.lipschitz import layers
-from sparring.lipschitz.ambient import callers_device, generators_kept, quietly
+from sparring.lipschitz.ambient import callers_device, generators_kept, quietly, seed
 from sparring.lipschitz.batches import batch_obstacle, mixing
 from sparring.lipschitz.gains.gain import Call, Gain, Refused, exactly, length, product, total
 from sparring.lipschitz.gains.normalisation import channel_scale
@@ -89,14 +89,14 @@ class Graph:
         x = sample(1, input_shape).to(*device_and_dtype(model)).to(device_and_dtype(root)[1])
         with torch.no_grad(), generators_kept(), quietly():
             try:
-                torch.manual_seed(1)  # other numbers than in a call
+                seed(1)  # other numbers than in a call
                 with callers_device():
                     self._graph = _traced(root)
             except Exception as why:  # forward is the user's code, and met proxies in place of tensors
                 self.refused.append(("forward", f"cannot be traced: {first_line(why)}"))
                 return
             self._order = {node: i for i, node in enumerate(self._graph.nodes)}
-            torch.manual_seed(0)
+            seed(0)
             self._interpret(x.clone())
             if not self.refused:
                 self._compare(x)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparring.attacks._model import device_and_dtype
-from sparring.lipschitz.ambient import callers_device, generators_kept, quietly
+from sparring.lipschitz.ambient import callers_device, generators_kept, quietly, seed
 from sparring.lipschitz.trees import leaves, tensors_in
 
 _ROWS = 2  # of the batch that is tried: what normalises by the batch needs as many
@@ -149,7 +149,7 @@ def widened(model: nn.Module, shape: Sequence[int]) -> tuple[nn.Module, str]:
 def recorded(call: Callable[[Tensor], Any], x: Tensor) -> Record:
     """What a forward does to x."""
     with torch.no_grad(), generators_kept(), quietly(), callers_device():
-        torch.manual_seed(0)
+        seed(0)
         record = Record(x)
         with record:
             call(x)
