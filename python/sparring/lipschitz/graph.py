@@ -84,8 +84,8 @@ class Graph:
         self._known: dict[Any, tuple[Any, Any]] = {}
         self._tol, self._certified = tol, certified
         wide, self.other_function = widened(model, input_shape)
-        root = copied(model) if self.other_function else wide
-        self._root = root = nn.Sequential(root) if _is_leaf(root) else root  # what is one operation cannot be traced
+        inner = copied(model) if self.other_function else wide
+        self._root = root = nn.Sequential(inner) if _is_leaf(inner) else inner  # one operation cannot be traced
         x = sample(1, input_shape).to(*device_and_dtype(model)).to(device_and_dtype(root)[1])
         with torch.no_grad(), generators_kept(), quietly():
             try:
@@ -100,6 +100,8 @@ class Graph:
             self._interpret(x.clone())
             if not self.refused:
                 self._compare(x)
+            if not self.refused:
+                self.refused += [("forward", f"changes its own {name}") for name in _changes(model, inner)]
             if not self.refused:
                 self._check_batches(x)
 
@@ -401,6 +403,26 @@ def _check_value(value: Any) -> None:
             raise Refused("gives something else than plain tensors with numbers")
         if not bool(one.isfinite().all()):
             raise Refused("gives NaN or inf")
+
+
+def _changes(model: nn.Module, called: nn.Module) -> list[str]:
+    """Names of a model's tensors that calls of its copy have changed."""
+    before, after = _tensors_of(model), _tensors_of(called)
+    return [
+        name
+        for name, tensor in before.items()
+        if name not in after or not identical(tensor.to(after[name]), after[name].detach())
+    ]
+
+
+def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters, buffers and what else are attributes."""
+    return {
+        f"{name}.{key}".strip("."): value.detach()
+        for name, module in model.named_modules()
+        for key, value in {**module._parameters, **module._buffers, **vars(module)}.items()
+        if isinstance(value, Tensor)
+    }
 
 
 def _obstacles(model: nn.Module) -> list[tuple[str, str]]:

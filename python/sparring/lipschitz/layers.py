@@ -44,7 +44,7 @@ _MODULES_REFUSED: dict[type[nn.Module], str] = {
     StackedEnsemble: "a mixture: its members can be bounded one by one",
 }  # fmt: skip
 
-_CONVOLUTION = ("weight", "stride", "padding", "dilation", "groups", "padding_mode")
+_CONVOLUTION = ("weight", "bias", "stride", "padding", "dilation", "groups", "padding_mode")
 _TRANSPOSED = ("weight", "stride", "padding", "dilation", "groups")
 _POOL = ("kernel_size", "stride", "padding", "ceil_mode")
 _MAX_POOL = (*_POOL, "dilation", "return_indices")

@@ -9,11 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sparring.lipschitz import rounding
 from sparring.lipschitz.gains.gain import Call, Gain, Refused
+from sparring.lipschitz.geometry import sides
 from sparring.lipschitz.spectral import spectral_norm
 from sparring.networks import SMALLEST_SCALE
+
+_CONVOLVE: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 FOLDING_ERROR = 8 * rounding.UNIT
 """Relative error of an entry of a weight that `folded` returns."""
@@ -100,6 +104,10 @@ def linear(call: Call, weight: Tensor, bias: Tensor | None = None) -> Gain:
     return replace(gain, matrix=folded(weight.detach(), call.scale, "dense"), error=FOLDING_ERROR)
 
 
+def _size(tensor: Tensor) -> float:
+    return float(tensor.detach().abs().max()) if tensor.numel() else 0.0
+
+
 def convolution(dims: int) -> Callable[..., Gain]:
     def rule(
         call: Call,
@@ -111,6 +119,14 @@ def convolution(dims: int) -> Callable[..., Gain]:
         groups: int = 1,
         padding_mode: str = "zeros",
     ) -> Gain:
+        # A module pads by what it noted when it was made, which may be another padding than it says by now.
+        before, after = sides(padding if isinstance(padding, str) else each(padding, dims), weight.shape[2:],
+                              each(dilation, dims))  # fmt: skip
+        around = [side for pair in zip(reversed(before), reversed(after), strict=True) for side in pair]
+        x = F.pad(call.x, around, "constant" if padding_mode == "zeros" else padding_mode) if any(around) else call.x
+        said = _CONVOLVE[dims](x, weight, bias, stride, 0, dilation, groups)
+        if said.shape != call.out.shape or not torch.allclose(said, call.out, rtol=1e-2, atol=1e-2 * _size(call.out)):
+            raise Refused("computes something else than its attributes say")
         return enclosed(
             call, weight, f"conv{dims}d", groups, input_shape=tuple(call.x.shape[-dims:]), stride=stride,
             padding=padding, padding_mode=padding_mode, dilation=dilation,
