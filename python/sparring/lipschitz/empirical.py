@@ -51,7 +51,8 @@ def empirical_lower_bound(model: nn.Module, inputs: Tensor, *, batch_size: int =
     with generators_kept(), callers_device():
         for some in torch.split(inputs.detach().to(torch.float64, copy=True), batch_size):
             seed(0)  # dropout in training mode draws, the same each time
-            rows = jacobian(wide, some.clone()).flatten(2)
+            # As a function it is left to autograd, and may write to what it is given.
+            rows = jacobian(lambda x: wide(x.clone()), some).flatten(2)
             squares, vectors = torch.linalg.eigh(rows @ rows.mT)
             norms = squares[:, -1].clamp(min=0).sqrt()
             steepest = (vectors[:, None, :, -1] @ rows)[:, 0].view_as(some)
@@ -71,7 +72,7 @@ def _quotients(model: nn.Module, x: Tensor, direction: Tensor) -> Tensor:
         results = []
         for end in ends:
             seed(0)
-            results.append(model(end).flatten(1))
+            results.append(model(end.clone()).flatten(1))
         quotient = (results[0] - results[1]).norm(dim=1) / given
         found = torch.maximum(found, quotient.nan_to_num(nan=0.0, posinf=0.0))
     return found

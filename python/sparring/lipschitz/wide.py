@@ -20,10 +20,25 @@ _ROWS = 2  # of the batch that is tried: what normalises by the batch needs as m
 
 @dataclass(frozen=True)
 class _Operation:
-    """One call of torch's own operations: its name, its arguments but for tensors, constant tensors, and results."""
+    """One call of torch's own operations.
+
+    Attributes
+    ----------
+    name
+        The same for an operation that works in place.
+    options
+        Arguments but for tensors.
+    sources
+        Of the tensors that come of the input, by which operation each was last written, -1 for the input itself.
+    constants
+        Other tensors.
+    shapes
+        Of the results.
+    """
 
     name: str
     options: tuple[Any, ...]
+    sources: tuple[int, ...]
     constants: tuple[Tensor, ...]
     shapes: tuple[tuple[int, ...], ...]
 
@@ -41,21 +56,25 @@ class Record(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.done: list[_Operation] = []
         self._kept: list[Tensor] = [x]  # memory that is freed might be used again
-        self._memory = {_memory(x)}
+        self._writers = {_memory(x): -1}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = [*tensors_in((args, kwargs))]
-        moving = [tensor for tensor in given if _memory(tensor) in self._memory]
+        moving = [tensor for tensor in given if _memory(tensor) in self._writers]
+        sources = tuple(self._writers[_memory(tensor)] for tensor in moving)
         out = func(*args, **kwargs)
         if moving:
             made = [*tensors_in(out)]
-            self._kept += made
-            self._memory |= {_memory(tensor) for tensor in made if tensor.numel()}
+            writer = sources[0]
             if not _holds(func, moving, made):
+                writer = len(self.done)
                 options = tuple(one for one in leaves((args, kwargs)) if not isinstance(one, Tensor))
-                constants = tuple(tensor.detach() for tensor in given if all(tensor is not other for other in moving))
-                self.done.append(_Operation(str(func), options, constants, tuple(tuple(t.shape) for t in made)))
+                constants = tuple(tensor.detach() for tensor in given if _memory(tensor) not in self._writers)
+                name = str(func).removeprefix("aten.").replace("_.", ".")
+                self.done.append(_Operation(name, options, sources, constants, tuple(tuple(t.shape) for t in made)))
+            self._kept += made
+            self._writers.update({_memory(tensor): writer for tensor in made if tensor.numel()})
         return out
 
 
@@ -74,19 +93,21 @@ def difference(one: Sequence[_Operation], other: Sequence[_Operation], alike: Ca
                *, dtypes: bool) -> str:  # fmt: skip
     """The first operation that two records do not share, in words; "" if there is none."""
     for a, b in zip(one, other, strict=False):
-        name = a.name.removeprefix("aten.")
+        name = a.name
         if a.name != b.name:
-            return f"{name} in place of {b.name.removeprefix('aten.')}"
+            return f"{name} in place of {b.name}"
         options = (a.options, b.options) if dtypes else (a.options_without_dtype(), b.options_without_dtype())
         if repr(options[0]) != repr(options[1]):  # NaN is alike, 1 and 1.0 are not
             pairs = [(c, d) for c, d in zip(*options, strict=False) if repr(c) != repr(d)] or [options]
             return f"{name} with {pairs[0][0]} in place of {pairs[0][1]}"
+        if a.sources != b.sources:
+            return f"{name} of something that was changed in place"
         if a.shapes != b.shapes or len(a.constants) != len(b.constants):
             return f"{name} of another shape"
         if not all(c.shape == d.shape and alike(c, d) for c, d in zip(a.constants, b.constants, strict=True)):
             return f"{name} with another constant"
     longer = one if len(one) > len(other) else other
-    return f"{longer[min(len(one), len(other))].name.removeprefix('aten.')} or not" if len(one) != len(other) else ""
+    return f"{longer[min(len(one), len(other))].name} or not" if len(one) != len(other) else ""
 
 
 def identical(one: Tensor, other: Tensor) -> bool:
