@@ -109,7 +109,7 @@ LINEAR: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "added with alpha": (lambda: Calls(lambda x: torch.add(x, x, alpha=2.5)), (3,)),
     "subtracted from": (lambda: Calls(lambda x: torch.rsub(x, torch.ones(3), alpha=2.5)), (3,)),
     "concatenated": (lambda: Calls(lambda x: torch.cat([x, 2 * x], 1)), (3,)),
-    "stacked": (lambda: Calls(lambda x: torch.stack([x, x, x])), (3,)),
+    "stacked": (lambda: Calls(lambda x: torch.stack([x, x, x], 1)), (3,)),
 }
 
 
@@ -299,7 +299,7 @@ JUMPS_AND_PRODUCTS: dict[str, tuple[nn.Module, str]] = {
     "matrix product": (Calls(lambda x: x @ x.transpose(1, 2)), "depends on the input"),
     "square": (Calls(lambda x: x**2), "slope"),
     "quotient": (Calls(lambda x: 1 / x), "divides by an activation"),
-    "zero divisor": (Calls(lambda x: x / 0.0), "not finite"),
+    "zero divisor": (Calls(lambda x: x / 0.0), "NaN or inf"),
     "rounding": (Calls(lambda x: x.round()), "jumps"),
     "integers": (Calls(lambda x: x.to(torch.int64)), "whole numbers"),
     "argmax": (Calls(lambda x: x.argmax(1)), "jumps"),
@@ -311,7 +311,7 @@ JUMPS_AND_PRODUCTS: dict[str, tuple[nn.Module, str]] = {
         Calls(lambda x: F.interpolate(x, scale_factor=2.0, mode="linear")),
         "interpolates by 'linear'",
     ),
-    "indices": (nn.MaxPool1d(2, return_indices=True), "indices"),
+    "indices": (nn.MaxPool1d(2, return_indices=True), "whole numbers"),
     "unknown option": (Calls(lambda x: torch.div(x, 2.0, rounding_mode="floor")), "rounds to whole numbers"),
     "nothing to multiply by": (Calls(lambda x: x[:, :0] * torch.ones(4, 0, 4)), "max"),
     "unknown function": (Calls(lambda x: torch.fft.rfft(x).abs()), "no bound is known of fft_rfft"),

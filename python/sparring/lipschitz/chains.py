@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from sparring.lipschitz import cholesky, rounding
+from sparring.lipschitz.ambient import plain_arithmetic
 
 LARGEST = 6000
 """Units of a chain, beyond which it is not bounded as one."""
@@ -41,6 +42,7 @@ _INSIDE = 2.0**-23  # share of each multiplier that is left, so that no block co
 _SLACK = tuple(10.0**exponent for exponent in range(-9, 0))  # of L^2, tried in turn
 
 
+@plain_arithmetic()
 def chain_bound(
     weights: Sequence[Tensor],
     slopes: Sequence[float] | None = None,
@@ -229,11 +231,12 @@ class Blocks:
         rows = [unit * t for unit, t in zip(units[1:], multipliers, strict=True)]
         self.below = [-row[:, None] * w * unit for row, w, unit in zip(rows, matrices, units, strict=False)]
         self.below.append(last * units[-1])
-        self.diagonal = [torch.diag(size) for size in sizes]
         lost = [e + 2 * rounding.UNIT for e in errors]
         first_lost, within = lost[0], 0.0
-        if first.shape[1] > first.shape[0]:
-            b, self.below, lost, self.diagonal = self.below[0], self.below[1:], lost[1:], self.diagonal[1:]
+        eliminated = first.shape[1] > first.shape[0]
+        self.diagonal = [torch.diag(size) for size in sizes[eliminated:]]
+        if eliminated:
+            b, self.below, lost = self.below[0], self.below[1:], lost[1:]
             self.diagonal[0] -= b @ b.mT
             # |fl(b b^T) - b b^T| <= gamma |b| |b|^T, whose norm is at most |b|_F^2; and twice what is lost of b.
             mass = rounding.squares(b)

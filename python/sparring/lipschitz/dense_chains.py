@@ -28,14 +28,14 @@ class DenseChain:
     slopes
         Between two of them, the largest slope of the activations there.
     between
-        The names of these activations.
+        These activations, for each pair of layers; maybe none.
     """
 
     start: fx.Node
     nodes: list[fx.Node]
     gains: list[Gain]
     slopes: list[float]
-    between: list[list[str]]
+    between: list[list[fx.Node]]
 
     def bound(self) -> float:
         """Of the last layer's result as a function of what the first is given; inf for very wide layers."""
@@ -71,7 +71,7 @@ def whole_chain(graph: Graph) -> DenseChain | None:
 
 
 def _ending(graph: Graph, last: fx.Node) -> DenseChain:
-    nodes, slopes, names = [last], list[float](), list[list[str]]()
+    nodes, slopes, names = [last], list[float](), list[list[fx.Node]]()
     while True:
         before, slope, between = behind(graph, nodes[0], activations=True)
         if not is_dense(graph, before) or len(before.users) != 1:
@@ -96,9 +96,9 @@ def operand(graph: Graph, node: fx.Node) -> fx.Node:
     return join.parts[0][0].source
 
 
-def behind(graph: Graph, node: fx.Node, *, activations: bool) -> tuple[fx.Node, float, list[str]]:
-    """What is before a node and what only passes on its operand, or rising activations: their largest slope, names."""
-    slope, names = 1.0, list[str]()
+def behind(graph: Graph, node: fx.Node, *, activations: bool) -> tuple[fx.Node, float, list[fx.Node]]:
+    """What is before a node and what only passes on its operand, or rises: the largest slope there, and what rises."""
+    slope, names = 1.0, list[fx.Node]()
     join = graph.steps[node].join
     if join is None or len(join.parts) != 1:
         return node, slope, names
@@ -107,7 +107,7 @@ def behind(graph: Graph, node: fx.Node, *, activations: bool) -> tuple[fx.Node, 
         gain = graph.steps[before].gain
         if activations and gain is not None and gain.slopes is not None and gain.slopes.low >= 0:
             slope = product(slope, gain.slopes.high)
-            names.insert(0, graph.steps[before].kind)
+            names.insert(0, before)
         elif not graph.passes_on(before):
             break
         before = operand(graph, before)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,29 +15,17 @@ from torch.fx.node import map_arg
 from sparring.attacks._model import device_and_dtype
 from sparring.gradients.lowering import obstacles
 from sparring.lipschitz import layers
-from sparring.lipschitz.enclosure import Enclosure
-from sparring.lipschitz.gains.arithmetic import JOINS, Branch, Join
+from sparring.lipschitz.ambient import callers_device, generators_kept, quietly, seed
+from sparring.lipschitz.batches import batch_obstacle, mixing
 from sparring.lipschitz.gains.gain import Call, Gain, Refused, exactly, length, product, total
 from sparring.lipschitz.gains.normalisation import channel_scale
+from sparring.lipschitz.gains.rule import Branch, Join, Rule, axes_of
+from sparring.lipschitz.gains.table import TABLE
+from sparring.lipschitz.trees import leaves, tensors_in
+from sparring.lipschitz.wide import copied, difference, first_line, identical, recorded, sample, widened
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _UNKNOWN = object()  # the value of what could not be called
-
-# What depends on the shape of an activation alone.
-_SHAPE_METHODS = (
-    "size",
-    "dim",
-    "ndimension",
-    "numel",
-    "is_floating_point",
-    "new_zeros",
-    "new_ones",
-    "new_full",
-    "get_device",
-)
-_LIKE = ("view_as", "reshape_as", "expand_as", "type_as")  # of their second argument
-_SHAPE_ATTRIBUTES = ("shape", "ndim", "dtype", "device", "is_cuda")
-_SHAPE_FUNCTIONS = (torch.zeros_like, torch.ones_like, torch.full_like, torch.numel, torch.is_floating_point)
 
 
 @dataclass(frozen=True)
@@ -55,18 +40,22 @@ class Step:
         What the result depends on, and how its bound follows from theirs; None if the step is refused.
     gain
         Its constant, where it has one operand and one constant.
+    operation
+        Its name in `sparring.lipschitz.gains.table`, where it has one.
     """
 
     name: str
     kind: str
     join: Join | None
     gain: Gain | None = None
+    operation: str = ""
 
 
 class Graph:
     """A model's forward for one example, as operations with their constants.
 
-    The model is copied; nothing of it is touched, nor the global generator.
+    The model is copied; nothing of it is touched, nor the global generators. The copy is in float64 if that is the same
+    function (`sparring.lipschitz.wide`), else as the model is.
 
     Attributes
     ----------
@@ -76,6 +65,8 @@ class Graph:
         Names and reasons, of steps and of the forward as a whole.
     input, output
         Nodes; None if the forward cannot be traced.
+    other_function
+        Why a copy in float64 is another function; "" if it is the same.
     """
 
     def __init__(self, model: nn.Module, input_shape: Sequence[int], *, tol: float, certified: bool) -> None:
@@ -83,30 +74,36 @@ class Graph:
         self.refused: list[tuple[str, str]] = _obstacles(model)
         self.input: fx.Node | None = None
         self.output: fx.Node | None = None
+        self.other_function = ""
         if self.refused:
             return
         self._values: dict[fx.Node, Any] = {}
         self._active: set[fx.Node] = set()
+        self._along: dict[fx.Node, tuple[list[fx.Node], Any]] = {}  # what is worked on, and the dimensions
         self._scales: dict[fx.Node, Tensor] = {}  # of batch normalisations, which the layer before takes in
-        self._known: dict[Any, tuple[Tensor, Enclosure]] = {}
+        self._known: dict[Any, tuple[Any, Any]] = {}
         self._tol, self._certified = tol, certified
-        self._root = root = _copied(model)
-        device, dtype = device_and_dtype(root)
-        x = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        x = x.to(device, dtype)
-        with torch.inference_mode(False), torch.no_grad(), generators_kept(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they are about the user's model, which is only tried out here
+        wide, self.other_function = widened(model, input_shape)
+        inner = copied(model) if self.other_function else wide
+        self._root = root = nn.Sequential(inner) if _is_leaf(inner) else inner  # one operation cannot be traced
+        x = sample(1, input_shape).to(*device_and_dtype(model)).to(device_and_dtype(root)[1])
+        with torch.no_grad(), generators_kept(), quietly():
             try:
-                self._graph = _Tracer().trace(root, concrete_args=_defaults(root))
+                seed(1)  # other numbers than in a call
+                with callers_device():
+                    self._graph = _traced(root)
             except Exception as why:  # forward is the user's code, and met proxies in place of tensors
-                self.refused.append(("forward", _line(f"cannot be traced: {type(why).__name__}: {why}")))
+                self.refused.append(("forward", f"cannot be traced: {first_line(why)}"))
                 return
             self._order = {node: i for i, node in enumerate(self._graph.nodes)}
-            torch.manual_seed(0)
+            seed(0)
             self._interpret(x.clone())
             if not self.refused:
-                torch.manual_seed(0)
                 self._compare(x)
+            if not self.refused:
+                self.refused += [("forward", f"changes its own {name}") for name in _changes(model, inner)]
+            if not self.refused:
+                self._check_batches(x)
 
     def passes_on(self, node: fx.Node) -> bool:
         """Whether a step passes on all entries of its operand as they are, in the same order."""
@@ -145,54 +142,58 @@ class Graph:
             if node.op == "placeholder" and self.input is None:
                 self.input, self._values[node] = node, x
                 self._active.add(node)
-            elif node.op == "placeholder":
-                if not node.args:
-                    self.refused.append(("forward", f"takes more than the input: {node.target}"))
-                self._values[node] = node.args[0] if node.args else None
-            elif node.op == "get_attr":
-                self._values[node] = _attribute(self._root, cast(str, node.target))
+            elif node.op == "placeholder" and not node.args:
+                self.refused.append(("forward", f"takes more than the input: {node.target}"))
+                self._values[node] = None
             elif node.op == "output":
                 self._end(node)
+            elif node.op in ("placeholder", "get_attr"):
+                self._values[node] = self._constant(node)
             else:
                 self._work(node)
 
     def _end(self, node: fx.Node) -> None:
         self._values[node] = map_arg(node.args[0], lambda n: self._values[n])
-        sources = [n for n in node.all_input_nodes if n in self._active]
+        sources = [n for n in _nodes(node.args[0]) if n in self._active]  # what is returned twice counts twice
         join = Join(tuple((Branch(self._values[n], n), 1.0) for n in sources), length, "copies")
         self.steps[node], self.output = Step("output", "output", join), node
 
     def _work(self, node: fx.Node) -> None:
         """The value of a call, and, if it depends on the input, what it does to distances."""
         operands = [n for n in node.all_input_nodes if n in self._active]
-        if not operands or _is_shape(node):
-            self._values[node] = self._call(node)
-            return
-        self._active.add(node)
-        if any(self._values[n] is _UNKNOWN for n in operands):
-            self._values[node] = _UNKNOWN
-            return
         name, kind = self._named(node)
-        tensors = [tensor for n in node.all_input_nodes for tensor in _tensors(self._values[n])]
+        tensors = [tensor for n in node.all_input_nodes for tensor in tensors_in(self._values[n])]
         versions = [_version(tensor) for tensor in tensors]
+        if any(self._values[n] is _UNKNOWN for n in node.all_input_nodes):
+            self._values[node] = _UNKNOWN
+            self._active.add(node)
+            return
         try:
             self._values[node] = self._call(node)
         except Exception as why:
             self._values[node] = _UNKNOWN
-            self._refuse(node, name, kind, _line(f"fails: {type(why).__name__}: {why}"))
+            self._active.add(node)
+            self._refuse(node, name, kind, f"fails: {first_line(why)}")
             return
         changed = [t for t, version in zip(tensors, versions, strict=True) if _version(t) != version]
         try:
+            if not operands:
+                if changed:
+                    raise Refused("changes a constant in place")
+                return
+            operation, rule, arguments = self._rule(node)
+            if rule.work is None:
+                return
+            self._active.add(node)
             self._check_in_place(node, changed)
-            join, gain = self._rule(node)
-            if not all(tensor.is_floating_point() for tensor in _tensors(self._values[node])):
-                raise Refused("gives whole numbers, so it jumps")
+            join, gain = self._work_out(node, operation, rule, arguments)
         except Refused as why:
+            self._active.add(node)
             self._refuse(node, name, kind, str(why))
             return
         if any(user in self._scales for user in node.users):
             kind += " + BatchNorm"
-        self.steps[node] = Step(name, kind, join, gain)
+        self.steps[node] = Step(name, kind, join, gain, operation)
 
     def _refuse(self, node: fx.Node, name: str, kind: str, reason: str) -> None:
         self.refused.append((name, f"{kind}: {reason}"))
@@ -202,14 +203,38 @@ class Graph:
         """What the node computes; with `others` in place of some nodes' values."""
         values = {**self._values, **(others or {})}
         args, kwargs = cast(Any, map_arg((node.args, node.kwargs), lambda n: values[n]))
-        if node.op == "call_module":
-            module = self._module(node)
-            if module.training and isinstance(module, _BATCH_NORMS):
-                return args[0].clone()  # a batch of one has no statistics; refused in any case
-            return module(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], cast(str, node.target))(*args[1:], **kwargs)
-        return cast(Any, node.target)(*args, **kwargs)
+        with callers_device():
+            if node.op == "call_module":
+                module = self._module(node)
+                if module.training and isinstance(module, _BATCH_NORMS):
+                    return args[0].clone()  # a batch of one has no statistics; refused in any case
+                return module(*args, **kwargs)
+            if node.op == "call_method":
+                return getattr(args[0], cast(str, node.target))(*args[1:], **kwargs)
+            return cast(Any, node.target)(*args, **kwargs)
+
+    def _constant(self, node: fx.Node) -> Any:
+        """Of an attribute, or of an argument of forward that has a default."""
+        if node.op == "placeholder":
+            return node.args[0] if node.args else None
+        found: Any = self._root
+        for part in cast(str, node.target).split("."):
+            found = getattr(found, part)
+        return found
+
+    def _again(self, x: Tensor) -> Iterable[tuple[fx.Node, Any]]:
+        """Each node with its value for another input, in order."""
+        values: dict[fx.Node, Any] = {cast(fx.Node, self.input): x}
+        for node in self._graph.nodes:
+            if node is self.input:
+                pass
+            elif node.op == "output":
+                values[node] = map_arg(node.args[0], lambda n: values[n])
+            elif node.op in ("placeholder", "get_attr"):
+                values[node] = self._constant(node)
+            else:
+                values[node] = self._call(node, values)
+            yield node, values[node]
 
     def _module(self, node: fx.Node) -> nn.Module:
         return self._root.get_submodule(cast(str, node.target))
@@ -223,65 +248,103 @@ class Graph:
         called = target if isinstance(target, str) else getattr(target, "__name__", str(target))
         return ".".join([*inside[-1:], node.name]), called
 
+    # --- Checks of what the graph takes for granted -----------------------------------------------------------------
+
     def _check_in_place(self, node: fx.Node, changed: Sequence[Tensor]) -> None:
         """What is changed in place must not be read again, by its node or by another that shares its memory."""
         memory = {tensor.untyped_storage().data_ptr() for tensor in changed}
         for other, value in self._values.items() if changed else ():
-            shares = any(tensor.untyped_storage().data_ptr() in memory for tensor in _tensors(value))
+            shares = any(tensor.untyped_storage().data_ptr() in memory for tensor in tensors_in(value))
             if shares and other is not node and any(self._order[user] > self._order[node] for user in other.users):
                 raise Refused("changes in place what is read again")
 
     def _compare(self, x: Tensor) -> None:
-        """Forward may do what tracing does not see; then it computes something else than its graph."""
-        traced = [*_tensors(self._values[cast(fx.Node, self.output)])]
-        called = [*_tensors(self._root(x))]
-        alike = len(traced) == len(called) and all(
-            a.shape == b.shape and torch.allclose(a, b, 1e-3, 1e-5, equal_nan=True)
-            for a, b in zip(traced, called, strict=True)
-        )
-        if not alike:
+        """Forward may do what tracing does not see; then it does something else than its graph."""
+        given = x.clone()
+        traced = recorded(lambda x: [*self._again(x)], given)
+        called = recorded(self._root, x.clone())
+        found = difference(called.done, traced.done, identical, dtypes=True)
+        if found:
             self.refused.append(
-                ("forward", "computes something else than its traced graph, as where it changes in place")
+                ("forward", f"does something else than its traced graph, as where it changes in place: {found}")
             )
+
+    def _check_batches(self, x: Tensor) -> None:
+        """An example's result must not depend on the others of its batch."""
+        found = mixing(self._again, x)
+        for node, (operands, dims) in self._along.items():
+            for operand in operands:
+                value = self._values[operand]
+                if axes_of(dims, value.ndim) & found.axes.get(operand, set()):
+                    found.nodes.setdefault(node, "works along the batch")
+        for node, reason in found.nodes.items():
+            if node in self.steps:
+                self._refuse(node, *self._named(node), reason)
+        if not found.nodes:
+            reason = found.fails or batch_obstacle(self._root, x)
+            self.refused += [("forward", reason)] if reason else []
 
     # --- Constants --------------------------------------------------------------------------------------------------
 
-    def _rule(self, node: fx.Node) -> tuple[Join, Gain | None]:
-        """How the bound of a node follows from its operands'."""
-        positional, named = [*node.args], dict(node.kwargs)
+    def _rule(self, node: fx.Node) -> tuple[str, Rule, dict[str, Any]]:
+        """Of an operation its name, its rule, and its arguments by the rule's names, checked against what it admits."""
+        args, kwargs = [*node.args], dict(node.kwargs)
         if node.op == "call_module":
             name, attributes = layers.module_operation(self._module(node))
-        else:
-            target = positional.pop(1) if node.target is getattr else node.target
-            name, attributes = layers.function_operation(target), {}
-        if name in JOINS:
-            return self._joined(node, name), None
-        source = positional.pop(0) if positional else named.pop("input", None)
-        others = [] if name in _LIKE else _nodes((positional, named))
-        if not isinstance(source, fx.Node) or any(n in self._active for n in others):
-            raise Refused("takes another argument than the first that depends on the input")
-        if node.op == "call_module":
-            if (positional or named) and not name.startswith("conv_transpose"):  # which takes the output's size
+            sizes_asked = name.startswith("conv_transpose") and len(args) + len(kwargs) <= 2
+            if (len(args) > 1 or kwargs) and not sizes_asked:
                 raise Refused("is called with more than the input")
-            positional, named = [], attributes
+            if any(n in self._active for n in _nodes((args[1:], kwargs))):
+                raise Refused(TABLE[name].otherwise)
+            args, kwargs = args[:1], attributes
+        else:
+            target = args.pop(1) if node.target is getattr else node.target
+            name = layers.function_operation(target)
+        rule = TABLE[name]
+        if rule.work is None:
+            if any(n in self._active for n in _nodes((args[1:], {k: v for k, v in kwargs.items() if k != "input"}))):
+                raise Refused(rule.otherwise)
+            return name, rule, {}
+        arguments = rule.bound(args, kwargs)
+        rule.check_operands(arguments, lambda value: [n for n in _nodes(value) if n in self._active])
+        return name, rule, arguments
+
+    def _work_out(
+        self, node: fx.Node, name: str, rule: Rule, arguments: dict[str, Any]
+    ) -> tuple[Join, Gain | None]:  # fmt: skip
+        """How the bound of a node follows from its operands', once shapes and dtypes are as the rule states."""
+        moving = [n for argument in rule.moving for n in _nodes(arguments[argument]) if n in self._active]
+        if not moving:
+            raise Refused(rule.otherwise)
+        source = moving[0]
+        out, x = self._values[node], self._values[source]
+        if not isinstance(x, Tensor):
+            if name != "getitem" or rule.joins:
+                raise Refused("is given several tensors")
+            return Join(((Branch(x, source), 1.0),), total, "one of several"), exactly(1.0, "one of several")
+        _check_value(out)
+        operands = [cast(Tensor, self._values[n]) for n in moving]
+        if not all(isinstance(operand, Tensor) for operand in operands):
+            raise Refused("is given several tensors")
+        values = map_arg(arguments, lambda n: self._values[n])
+        rule.check_result(operands, out, cast(Any, values))
+        if rule.along is not None:
+            self._along[node] = moving, cast(Any, values)[rule.along]
+        if rule.joins:
+            branches = cast(Any, map_arg(arguments, self._operand))
+            return cast(Join, _applied(rule, out, **branches)), None
         if node in self._scales:
             gain = exactly(1.0, "in the layer before")
-        elif isinstance(self._values[source], Tensor):
-            options, settings = map_arg((tuple(positional), named), lambda n: self._values[n])
-            gain = self._gain(node, name, source, options, settings)
-        elif name == "getitem":
-            gain = exactly(1.0, "one of several")
         else:
-            raise Refused("is given several tensors")
-        return Join(((Branch(self._values[source], source), gain.upper),), total, gain.method), gain
+            call = Call(
+                x, out, lambda x: self._call(node, {source: x}), self._tol, self._certified, self._known,
+                self._scale_after(node),
+            )  # fmt: skip
+            gain = cast(Gain, _applied(rule, call, **{**cast(Any, values), "input": None}))
+        return Join(((Branch(x, source), gain.upper),), total, gain.method), gain
 
-    def _gain(self, node: fx.Node, name: str, source: fx.Node, options: Any, settings: dict[str, Any]) -> Gain:
-        rule = layers.RULES[name]
-        call = Call(
-            self._values[source], self._values[node], lambda x: self._call(node, {source: x}), self._tol,
-            self._certified, self._known, self._scale_after(node),
-        )  # fmt: skip
-        return cast(Gain, _applied(rule, call, *options, **settings))
+    def _operand(self, node: fx.Node) -> Any:
+        return Branch(self._values[node], node) if node in self._active else self._values[node]
 
     def _scale_after(self, node: fx.Node) -> Tensor | None:
         """What a batch normalisation multiplies a layer's channels by, if nothing else reads the layer's result."""
@@ -299,35 +362,14 @@ class Graph:
         self._scales[after] = scale
         return scale
 
-    def _joined(self, node: fx.Node, name: str) -> Join:
-        def operand(n: fx.Node) -> Any:
-            value = self._values[n]
-            if n not in self._active:
-                return value
-            if not isinstance(value, Tensor):
-                raise Refused("is given several tensors")
-            return Branch(value, n)
 
-        args, kwargs = map_arg((node.args, node.kwargs), operand)
-        return cast(Join, _applied(JOINS[name], self._values[node], *args, **kwargs))
+def _traced(root: nn.Module) -> fx.Graph:
+    return _Tracer().trace(root, concrete_args=_defaults(root))
 
 
-def generators_kept() -> AbstractContextManager[None]:
-    """On exit the global generators, on every device in use, are as they were."""
-    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    return torch.random.fork_rng(range(torch.cuda.device_count()) if used else ())
-
-
-def _applied(rule: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What a rule gives; where the call has other arguments than it knows, or it fails, the operation is refused."""
-    try:
-        inspect.signature(rule).bind(*args, **kwargs)
-    except TypeError as why:
-        raise Refused(f"is called in a way that is not known: {why}") from None
-    try:
-        return rule(*args, **kwargs)
-    except RuntimeError as why:
-        raise Refused(_line(str(why))) from None
+def _is_leaf(module: nn.Module) -> bool:
+    """Whether a module is looked at as a whole."""
+    return _Tracer().is_leaf_module(module, "")
 
 
 class _Tracer(fx.Tracer):
@@ -335,19 +377,60 @@ class _Tracer(fx.Tracer):
         return layers.is_known(m) or super().is_leaf_module(m, module_qualified_name)
 
 
+def _applied(rule: Rule, first: Any, **arguments: Any) -> Any:
+    """What a rule gives; where it fails the operation is refused."""
+    assert rule.work is not None
+    if not rule.joins:
+        arguments.pop("input")
+    try:
+        return _spread(rule.work, first, arguments)
+    except RuntimeError as why:
+        raise Refused(str(why).strip().splitlines()[0]) from None
+
+
+def _spread(work: Any, first: Any, arguments: dict[str, Any]) -> Any:
+    """Call a function with its arguments by name, as `inspect.BoundArguments` has them."""
+    bound = inspect.BoundArguments(inspect.signature(work), cast(Any, {}))
+    parameters = [*bound.signature.parameters]
+    bound.arguments.update({parameters[0]: first, **arguments})
+    return work(*bound.args, **bound.kwargs)
+
+
+def _check_value(value: Any) -> None:
+    """Refused unless a value is made of tensors, whose numbers can be seen and are finite."""
+    for one in leaves(value):
+        if not isinstance(one, Tensor) or one.is_meta or one.is_sparse or one.is_quantized:
+            raise Refused("gives something else than plain tensors with numbers")
+        if not bool(one.isfinite().all()):
+            raise Refused("gives NaN or inf")
+
+
+def _changes(model: nn.Module, called: nn.Module) -> list[str]:
+    """Names of a model's tensors that calls of its copy have changed."""
+    before, after = _tensors_of(model), _tensors_of(called)
+    return [
+        name
+        for name, tensor in before.items()
+        if name not in after or not identical(tensor.to(after[name]), after[name].detach())
+    ]
+
+
+def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters, buffers and what else are attributes."""
+    return {
+        f"{name}.{key}".strip("."): value.detach()
+        for name, module in model.named_modules()
+        for key, value in {**module._parameters, **module._buffers, **vars(module)}.items()
+        if isinstance(value, Tensor)
+    }
+
+
 def _obstacles(model: nn.Module) -> list[tuple[str, str]]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module or a state dict, not {type(model).__name__}")
-    return [("model", reason) for reason in obstacles(model)]
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    """A copy, whose forward can be traced: a module that stands for one operation is put inside another."""
-    try:
-        root = copy.deepcopy(model)
-    except Exception as why:
-        raise ValueError(f"model cannot be copied: {why}") from why
-    return nn.Sequential(root) if _Tracer().is_leaf_module(root, "") else root
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    without = [("model", f"{name} is on the meta device: it has no numbers") for name, t in tensors if t.is_meta]
+    return [("model", reason) for reason in obstacles(model)] + without
 
 
 def _defaults(root: nn.Module) -> dict[str, Any]:
@@ -356,41 +439,13 @@ def _defaults(root: nn.Module) -> dict[str, Any]:
     return {p.name: p.default for p in others if p.default is not inspect.Parameter.empty}
 
 
-def _is_shape(node: fx.Node) -> bool:
-    if node.op == "call_method":
-        return node.target in _SHAPE_METHODS
-    if node.target is getattr:
-        return node.args[1] in _SHAPE_ATTRIBUTES
-    return node.target in _SHAPE_FUNCTIONS
-
-
-def _attribute(root: Any, path: str) -> Any:
-    for part in path.split("."):
-        root = getattr(root, part)
-    return root
-
-
 def _nodes(value: Any) -> list[fx.Node]:
+    """The nodes in an argument, as often as they are there."""
     found: list[fx.Node] = []
     map_arg(value, found.append)
     return found
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for one in value.values():
-            yield from _tensors(one)
-    elif isinstance(value, (list, tuple)):
-        for one in value:
-            yield from _tensors(one)
-
-
 def _version(tensor: Tensor) -> int:
     """How often a tensor was changed in place; what was made in inference mode does not count."""
     return 0 if tensor.is_inference() else tensor._version
-
-
-def _line(text: str) -> str:
-    return text.strip().splitlines()[0]

@@ -12,30 +12,9 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from sparring.ensembles import Ensemble, StackedEnsemble
-from sparring.lipschitz import rounding
-from sparring.lipschitz.gains import activations, arithmetic, normalisation, pooling, weighted
-from sparring.lipschitz.gains.gain import Call, Gain, Refused
-from sparring.networks import SMALLEST_SCALE, MaxNorm
-
-
-def _max_norm(call: Call, s: Tensor) -> Gain:
-    """Units max(0, d_u - max_i |x_i - v_ui| / |s_ui|): the gradient of each is of one input i, of size 1 / |s_ui|.
-
-    So the derivative J has one entry a row, J^T J is diagonal, and its entry i at most sum_u 1 / s_ui^2.
-    """
-    columns = s.detach().to(torch.float64).abs().clamp(min=SMALLEST_SCALE).pow(-2).sum(0)
-    upper = float(columns.max().sqrt()) * (1 + rounding.gamma(len(s) + 8))
-    return Gain(None, upper, "longest column", shape=f"{s.shape[1]}×{s.shape[0]}")
-
-
-RULES: dict[str, Callable[..., Gain]] = {
-    **activations.RULES,
-    **arithmetic.RULES,
-    **normalisation.RULES,
-    **pooling.RULES,
-    **weighted.RULES,
-    "max_norm": _max_norm,
-}
+from sparring.lipschitz.gains.gain import Refused
+from sparring.lipschitz.gains.table import TABLE
+from sparring.networks import MaxNorm
 
 _ATTENTION = "dot-product attention has no Lipschitz constant (Kim, Papamakarios & Mnih 2021)"
 
@@ -43,9 +22,13 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("scaled_dot_product_attention", "multi_head_attention_forward"), _ATTENTION),
     **dict.fromkeys(("bmm", "einsum", "baddbmm"), "may be a product of two activations"),
     **dict.fromkeys(("exp", "pow", "square", "log", "sqrt", "rsqrt", "reciprocal"), "its slope has no limit"),
-    **dict.fromkeys(("round", "floor", "ceil", "sign", "hardshrink", "argmax", "heaviside"), "jumps"),
+    **dict.fromkeys(
+        ("round", "floor", "ceil", "trunc", "frac", "sign", "hardshrink", "argmax", "heaviside", "int", "long", "short",
+         "byte", "char", "bool"),
+        "jumps",
+    ),
     "glu": "a product of two activations has no Lipschitz constant",
-}
+}  # fmt: skip
 """Functions that are refused, and why; those in no table are refused as unknown."""
 
 _MODULES_REFUSED: dict[type[nn.Module], str] = {
@@ -61,7 +44,7 @@ _MODULES_REFUSED: dict[type[nn.Module], str] = {
     StackedEnsemble: "a mixture: its members can be bounded one by one",
 }  # fmt: skip
 
-_CONVOLUTION = ("weight", "stride", "padding", "dilation", "groups", "padding_mode")
+_CONVOLUTION = ("weight", "bias", "stride", "padding", "dilation", "groups", "padding_mode")
 _TRANSPOSED = ("weight", "stride", "padding", "dilation", "groups")
 _POOL = ("kernel_size", "stride", "padding", "ceil_mode")
 _MAX_POOL = (*_POOL, "dilation", "return_indices")
@@ -109,7 +92,7 @@ _MODULES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
     nn.Hardswish: ("hardswish", ()),
     nn.Threshold: ("threshold", ("threshold", "value")),
     nn.Softmax: ("softmax", ("dim",)),
-    nn.Softmax2d: ("softmax", ()),
+    nn.Softmax2d: ("softmax", ("channels",)),
     nn.Softmin: ("softmin", ("dim",)),
     nn.LogSoftmax: ("log_softmax", ("dim",)),
     nn.MaxPool1d: ("max_pool1d", _MAX_POOL),
@@ -139,9 +122,15 @@ _MODULES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
     MaxNorm: ("max_norm", ("s",)),
 }  # fmt: skip
 
-_DERIVED: dict[str, Callable[[Any], Any]] = {
-    "use_input_stats": lambda module: module.training or not module.track_running_stats,
+# Arguments that are no attribute of their name: the argument, and what it is.
+_DERIVED: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "use_input_stats": ("use_input_stats", lambda module: module.training or not module.track_running_stats),
+    "channels": ("dim", lambda module: -3),
 }
+
+# Of Python's operators those that mean for tensors what the function of that name does (`concat` would be `+`).
+_OPERATORS = ("add", "iadd", "sub", "isub", "mul", "imul", "truediv", "itruediv", "matmul", "imatmul", "neg", "abs",
+              "getitem", "pow")  # fmt: skip
 
 _ALIASES = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "truediv", "imatmul": "matmul", "negative": "neg",
             "absolute": "abs", "arctan": "atan"}  # fmt: skip
@@ -154,7 +143,7 @@ def is_known(module: nn.Module) -> bool:
 
 
 def module_operation(module: nn.Module) -> tuple[str, dict[str, Any]]:
-    """The name in `RULES` of what a module does, and its arguments.
+    """The name in `TABLE` of what a module does, and its arguments.
 
     Raises
     ------
@@ -171,28 +160,29 @@ def module_operation(module: nn.Module) -> tuple[str, dict[str, Any]]:
         if any(True for one in lists for _ in one.buffers()):
             raise Refused("its parametrisation changes with each call in training mode: use eval()")
     name, attributes = _MODULES[kind]
-    return name, {a: _DERIVED[a](module) if a in _DERIVED else getattr(module, a) for a in attributes}
+    arguments = (_DERIVED.get(attribute, (attribute, operator.attrgetter(attribute))) for attribute in attributes)
+    return name, {argument: value(module) for argument, value in arguments}
 
 
 def _functions() -> dict[Any, str]:
     found: dict[Any, str] = {}
-    for name in (*RULES, *arithmetic.JOINS, *REFUSED, *_ALIASES):
+    for name in (*TABLE, *REFUSED, *_ALIASES):
         # torch's own two take their arguments in another order than those of torch.nn.functional.
-        for library in (operator, F) if name in ("batch_norm", "instance_norm") else (operator, torch, F):
+        for library in (F,) if name in ("batch_norm", "instance_norm") else (torch, F):
             for function in (getattr(library, name, None), getattr(library, f"{name}_", None)):
-                if callable(function):
+                if callable(function) and not isinstance(function, type):  # torch.device and torch.dtype are classes
                     found[function] = _ALIASES.get(name, name)
-    return found
+    return {**found, **{getattr(operator, name): _ALIASES.get(name, name) for name in _OPERATORS}}
 
 
 _FUNCTIONS = _functions()
 
 
 def function_operation(target: Any) -> str:
-    """The name in `RULES` or `JOINS` of a function, or of a method's name."""
+    """The name in `TABLE` of a function, or of a method's or an attribute's name."""
     if isinstance(target, str):
         name = _ALIASES.get(target.rstrip("_"), target.rstrip("_"))
-        known = name in RULES or name in arithmetic.JOINS or name in REFUSED
+        known = name in TABLE or name in REFUSED
         written = target
     else:
         name = _FUNCTIONS.get(target, "")

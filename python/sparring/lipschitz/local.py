@@ -10,15 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from sparring.lipschitz import kernels, rounding
+from sparring.lipschitz.ambient import plain_arithmetic
 from sparring.lipschitz.dense_chains import whole_chain
 from sparring.lipschitz.gains.gain import Gain
 from sparring.lipschitz.graph import Graph
 from sparring.lipschitz.masked import LARGEST, MaskedChain
 
 _MEMORY = 2**28  # bytes for the matrices of as many examples as fit at a time
+_UNDERFLOW = 4 * math.ulp(0.0)  # what a product may lose below the range of normal numbers, with room
+_LOST_BY_SCALING = 2.0**-1000  # of the square of an entry, by scaling and by squaring
 _ABOVE = 1e-4  # how far above the largest eigenvalue found a proof is first tried, relatively
 
 
+@plain_arithmetic()
 def local_bound(model: nn.Module, x: Tensor, radius: float | Tensor) -> Tensor:
     """Bound the Lipschitz constant of a dense ReLU network in a ball around each example.
 
@@ -31,7 +35,7 @@ def local_bound(model: nn.Module, x: Tensor, radius: float | Tensor) -> Tensor:
     Parameters
     ----------
     model : nn.Module
-        Linear layers with ReLU between them, and what only reshapes, for one example at a time.
+        Linear layers with ReLU or nothing between them, and what only reshapes, for one example at a time.
     x : Tensor
         (B, ...), floating-point.
     radius : float or Tensor
@@ -62,22 +66,26 @@ def check_examples(x: Tensor) -> None:
         raise TypeError("x must be a floating-point tensor (B, ...)")
     if x.ndim < 2:
         raise ValueError(f"x must be a batch (B, ...), got shape {tuple(x.shape)}")
+    if not bool(x.isfinite().all()):
+        raise ValueError("x must be finite, but has NaN or inf")
 
 
 class DenseRelu:
-    """A network that is a chain of linear layers with ReLU between them, in float64."""
+    """A network that is a chain of linear layers with ReLU or nothing between them, in float64."""
 
     def __init__(self, model: nn.Module, input_shape: Sequence[int]) -> None:
         graph = Graph(model, tuple(input_shape), tol=0.5, certified=False)  # for its structure alone
         chain = whole_chain(graph)
         there = [f"{name}: {why}" for name, why in graph.refused]
         if chain is not None:
-            there += [name for names in chain.between for name in names if name.lower() != "relu"]
+            steps = [graph.steps[node] for nodes in chain.between for node in nodes]
+            there += [step.kind for step in steps if step.operation != "relu"]
             there += ["BatchNorm"] * any(gain.error for gain in chain.gains)
         if chain is None or there:
             found = f", but there is {', '.join(there)}" if there else ""
             raise ValueError(f"model must be a chain of linear layers with ReLU between them{found}")
-        self._layers = [_Layer(gain) for gain in chain.gains]
+        rectified = [bool(activations) for activations in chain.between] + [False]
+        self._layers = [_Layer(gain, followed) for gain, followed in zip(chain.gains, rectified, strict=True)]
         weights = [layer.weight for layer in self._layers]
         self._before, self._after = _masked(weights[:-1]), _masked(weights)
 
@@ -100,12 +108,13 @@ class DenseRelu:
             before = bound
             value, lost = layer.forward(value, lost)
             remain = torch.ones_like(value)
-            if layer is not self._layers[-1]:
+            if layer.rectified:
                 reach = (radii * bound)[:, None] * layer.row_norms(left)
                 slack = (lost + reach) * (1 + 8 * rounding.UNIT) + value.abs() * 8 * rounding.UNIT
-                remain = (value + slack >= 0).to(value.dtype)
-            bound = bound * layer.norms(remain, left) * (1 + 4 * rounding.UNIT)
-            value, left = value.clamp(min=0), remain
+                remain = (~(value + slack < 0)).to(value.dtype)  # what is not a number is not off
+                value = value.clamp(min=0)
+            bound = rounding.above(bound * layer.norms(remain, left) * (1 + 4 * rounding.UNIT))
+            left = remain
             hidden.append(remain)
         if self._before is not None:
             before = torch.minimum(before, self._before.bounds(hidden[:-2], hidden[-2]))
@@ -123,9 +132,12 @@ def _masked(weights: Sequence[Tensor]) -> MaskedChain | None:
 
 
 class _Layer:
-    """A linear layer; for norms its weight is kept times a power of two, so that no square leaves the range."""
+    """A linear layer, and whether a ReLU follows; for norms its weight is kept times a power of two, so that no square
+    leaves the range.
+    """
 
-    def __init__(self, gain: Gain) -> None:
+    def __init__(self, gain: Gain, rectified: bool) -> None:
+        self.rectified = rectified
         matrix = cast(Tensor, gain.matrix)
         self.weight = matrix.to(torch.float64)
         self._bias = self.weight.new_zeros(len(matrix)) if gain.bias is None else gain.bias.detach().to(torch.float64)
@@ -138,12 +150,14 @@ class _Layer:
         """The layer's result, and how far it may be off for values that may be off by `lost`."""
         magnitude, inputs = self.weight.abs().mT, self.weight.shape[1]
         rounded = rounding.gamma(inputs + 2) * (value.abs() @ magnitude + self._bias.abs())
-        return value @ self.weight.mT + self._bias, (lost @ magnitude + rounded) * (1 + 4 * rounding.gamma(inputs + 8))
+        lost = (lost @ magnitude + rounded) * (1 + 4 * rounding.gamma(inputs + 8))
+        return value @ self.weight.mT + self._bias, lost + (inputs + 2) * _UNDERFLOW
 
     def row_norms(self, columns: Tensor) -> Tensor:
         """Upper bounds of the norms of the rows, of these columns alone (1 where they are left), (B, out)."""
-        squares = columns @ self._scaled.square().mT
-        return squares.sqrt() * self._factor * (1 + rounding.gamma(self.weight.shape[1] + 8))
+        inputs = self.weight.shape[1]
+        squares = columns @ self._scaled.square().mT + inputs * _LOST_BY_SCALING
+        return rounding.above(squares.sqrt() * self._factor * (1 + rounding.gamma(inputs + 8)))
 
     def norms(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Upper bounds of the norms of the matrix with these rows and columns alone, (B,)."""
@@ -160,7 +174,7 @@ class _Layer:
         squares = torch.minimum(_largest(grams), traces + error)  # the exact matrices have no eigenvalue below 0
         # The last for what the scaling may lose.
         norms = ((squares + error) * (1 + 8 * rounding.UNIT)).sqrt() * self._factor * (1 + 8 * rounding.UNIT)
-        return torch.nextafter(norms, torch.full_like(norms, math.inf))
+        return rounding.above(norms)
 
 
 def _largest(grams: Tensor) -> Tensor:

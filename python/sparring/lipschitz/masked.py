@@ -74,7 +74,7 @@ class MaskedChain:
             tried = (squares[pending] * (1 + slack)).sqrt()
             proven = self._proven(inner[pending], output[pending], tried)
             upper[pending[proven]] = tried[proven]
-        return upper * self._factor
+        return rounding.above(upper * self._factor)
 
     def _proven(self, inner: Tensor, output: Tensor, upper: Tensor) -> Tensor:
         """Whether the matrices with L = `upper` have no negative eigenvalue."""

@@ -10,23 +10,19 @@ from typing import cast
 import torch
 from torch import Tensor, fx, nn
 
+from sparring.lipschitz.ambient import plain_arithmetic
 from sparring.lipschitz.dense_chains import DenseChain, behind, dense_chains, is_dense, operand
 from sparring.lipschitz.empirical import empirical_lower_bound
 from sparring.lipschitz.gains.gain import Gain, product
 from sparring.lipschitz.gains.weighted import shape_text
 from sparring.lipschitz.graph import Graph
-from sparring.lipschitz.report import LayerBound, LipschitzReport
+from sparring.lipschitz.report import WEIGHTS_ALONE, LayerBound, LipschitzReport
 from sparring.lipschitz.spectral import spectral_norm
 
 _PRODUCT = "product of the layers' bounds"
 
-_WEIGHTS_ALONE = (
-    "Of the weights alone: a matrix is a dense layer, other weights are convolutions of any stride and image, padded "
-    "with zeros. The product is a bound of a network in which they follow each other, with nothing "
-    "between them but layers of constant 1, such as ReLU and max-pooling of disjoint windows."
-)
 
-
+@plain_arithmetic()
 def layer_bounds(
     model: nn.Module | Mapping[str, Tensor],
     input_shape: int | Sequence[int] | None = None,
@@ -39,8 +35,10 @@ def layer_bounds(
     """Bound the Lipschitz constant of each layer of a network, and of the whole, in the Euclidean norm.
 
     The network is understood as the function of one example that its stored parameters define in exact arithmetic, in
-    the mode that it is in. Its forward is traced by ``torch.fx``. Bounds are rounded upwards throughout; what has no
-    bound is named in ``.refused``, and the bound of the whole is then infinite.
+    the mode that it is in, of inputs of its dtype, and without an autocast around the call. It is worked on as a copy
+    in float64; if its forward does something else there (an ``eps`` that follows the dtype), as it is, and ``.note``
+    says so. Its forward is traced by ``torch.fx``. Bounds are rounded upwards throughout; what has no bound is named in
+    ``.refused``, and the bound of the whole is then infinite.
 
     Parameters
     ----------
@@ -56,7 +54,7 @@ def layer_bounds(
     chains : bool
         Whether to bound dense layers that follow each other together as well; see `sparring.lipschitz.chain_bound`.
     data : Tensor, optional
-        Inputs (N, ...); ``.lower`` is then their `empirical_lower_bound`.
+        Inputs (N, ...); ``.lower`` is then their `empirical_lower_bound`, if there is a copy in float64.
 
     Returns
     -------
@@ -69,8 +67,9 @@ def layer_bounds(
 
     Notes
     -----
-    A layer that normalises by the batch (batch normalisation in training mode) is refused, as are attention, products
-    of two activations, whatever jumps, and every function that is not known. ``docs/lipschitz.md`` lists what is known.
+    Refused are attention, products of two activations, whatever jumps, every function that is not known, every call
+    that the rule of its operation does not cover (`sparring.lipschitz.gains.table`), and what makes an example's result
+    depend on others of its batch. ``docs/lipschitz-networks.md`` lists what is known.
     """
     if not (math.isfinite(tol) and tol > 0):
         raise ValueError(f"tol must be a positive number; got {tol!r}")
@@ -84,16 +83,19 @@ def layer_bounds(
     if not shape or min(shape) < 1:
         raise ValueError(f"input_shape must be positive numbers, such as (3, 224, 224); got {input_shape}")
     graph = Graph(model, shape, tol=tol, certified=certified)
-    lower = None if data is None else empirical_lower_bound(model, data)
+    lower = None if data is None or graph.other_function else empirical_lower_bound(model, data)
     refused = tuple(graph.refused)
+    note = ""
+    if graph.other_function:
+        note = f"Of the network in its own dtype, as float64 would make it another function: {graph.other_function}."
     if graph.output is None:
         try:
             weights = _of_weights(model.state_dict(), tol, certified).layers
         except ValueError:
             weights = ()
-        return LipschitzReport(weights, math.inf, math.inf, _PRODUCT, certified, refused, lower)
+        return LipschitzReport(weights, math.inf, math.inf, _PRODUCT, certified, refused, lower, note=note)
     whole = math.inf if refused else graph.bounds()[graph.output]
-    report = LipschitzReport(_layers(graph), whole, whole, _PRODUCT, certified, refused, lower)
+    report = LipschitzReport(_layers(graph), whole, whole, _PRODUCT, certified, refused, lower, note=note)
     if refused:
         return report
     if chains:
@@ -159,4 +161,4 @@ def _of_weights(state: Mapping[str, Tensor], tol: float, certified: bool) -> Lip
     if not layers and not refused:
         raise ValueError("model is a state dict without a weight of two to five dimensions")
     whole = math.inf if refused else whole
-    return LipschitzReport(tuple(layers), whole, whole, _PRODUCT, certified, tuple(refused), note=_WEIGHTS_ALONE)
+    return LipschitzReport(tuple(layers), whole, whole, _PRODUCT, certified, tuple(refused), note=WEIGHTS_ALONE)

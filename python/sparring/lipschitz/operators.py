@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from sparring.ensembles import Ensemble, StackedEnsemble
 from sparring.ensembles.layers import StackedConv2d, StackedLinear
 from sparring.ensembles.mixture import Mixture
+from sparring.lipschitz.ambient import generators_kept
 from sparring.lipschitz.geometry import sides
 
 GRID = 16
@@ -164,7 +166,7 @@ def layer_maps(
         for name, module in network.named_modules():
             if isinstance(module, Mixture):
                 raise ValueError(f"model has an ensemble within, {prefix}{name}: {purpose} takes the ensemble itself")
-            known = isinstance(module, KNOWN)
+            known = _is_known(module)
             if known and (shapes is None or name in shapes):
                 of_members = stacked or isinstance(module, (StackedLinear, StackedConv2d))
                 weight = cast(Tensor, module.weight)
@@ -200,6 +202,13 @@ def _shape(module: nn.Module, weight: Sequence[int], given: tuple[int, ...] | No
     return (channels, *(max(GRID, d * (k - 1) + 1) for k, d in zip(weight[2:], dilation, strict=True)))
 
 
+def _is_known(module: nn.Module) -> bool:
+    """Whether a module is one of `KNOWN` and computes what they do: a subclass may have a forward of its own."""
+    kinds = [kind for kind in KNOWN if isinstance(module, kind)]
+    parts = ("forward", "_conv_forward")
+    return any(all(getattr(type(module), p, None) is getattr(kind, p, None) for p in parts) for kind in kinds)
+
+
 def _shapes(model: nn.Module, input_shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
     """Of the layers that are called: the size of the image that each is given, the largest if several; () if linear."""
     shapes: dict[str, tuple[int, ...]] = {}
@@ -208,22 +217,14 @@ def _shapes(model: nn.Module, input_shape: Sequence[int]) -> dict[str, tuple[int
         size = () if isinstance(module, nn.Linear) else tuple(args[0].shape[-len(cast(Sized, module.stride)) :])
         shapes[name] = tuple(map(max, size, shapes.get(name, size)))
 
-    modes = [(module, module.training) for module in model.modules()]
-    hooks = [
-        cast(nn.Module, module).register_forward_pre_hook(partial(note, name))
-        for name, module in model.named_modules()
-        if isinstance(module, KNOWN)
-    ]
-    like = next(model.parameters())
+    copied = copy.deepcopy(model).eval()
+    for name, module in copied.named_modules():
+        if _is_known(module):
+            module.register_forward_pre_hook(partial(note, name))
+    like = next(copied.parameters())
     try:
-        model.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=()):
-            model(like.new_zeros(1, *input_shape))
+        with torch.no_grad(), generators_kept():
+            copied(like.new_zeros(1, *input_shape))
     except RuntimeError as error:
         raise ValueError(f"input_shape is {tuple(input_shape)}, which the model does not take: {error}") from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, mode in modes:
-            module.training = mode
     return shapes

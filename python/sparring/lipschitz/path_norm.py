@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from sparring.lipschitz.ambient import plain_arithmetic
 from sparring.lipschitz.operators import LayerMap, layer_maps, networks
 
 PASSED: tuple[type[nn.Module], ...] = (nn.ReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -15,6 +16,7 @@ PASSED: tuple[type[nn.Module], ...] = (nn.ReLU, nn.Identity, nn.Dropout, nn.Drop
 CALLED: tuple[type[nn.Module], ...] = (nn.Flatten, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 
 
+@plain_arithmetic()
 def path_norm(model: nn.Module, input_shape: Sequence[int] | None = None) -> Tensor:
     """Square root of the sum, over all paths from an input to an output, of the product of the squared weights on it.
 

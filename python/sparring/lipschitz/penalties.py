@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.linalg import vector_norm
 
 from sparring._arguments import number
+from sparring.lipschitz.ambient import plain_arithmetic
 from sparring.lipschitz.operators import LayerMap, layer_maps
 
 Kind = Literal["log", "square", "product", "hinge"]
@@ -55,6 +56,7 @@ class Penalty:
             self._vectors[layer.name] = start / _lengths(start)
             self._iterate(layer, FIRST_STEPS)
 
+    @plain_arithmetic()
     def __call__(self, model: nn.Module | None = None) -> Tensor:
         """The term, a scalar with derivatives towards the weights; takes `iterations` steps of the power iteration.
 
@@ -68,6 +70,7 @@ class Penalty:
         terms = [self._term(self._norms(group)) for group in self._groups]
         return self._weight * (terms[0] if len(terms) == 1 else torch.stack(terms).sum())
 
+    @plain_arithmetic()
     @torch.no_grad()
     def estimates(self) -> dict[str, Tensor]:
         """The norm of each layer by the vectors at hand, (), or (M,) where weights are stacked: never above the truth.
@@ -127,6 +130,7 @@ class Penalty:
             _, _, self._vectors[layer.name] = _step(layer, layer.weights(), self._vectors[layer.name])
 
 
+@plain_arithmetic()
 def penalty(
     model: nn.Module,
     input_shape: Sequence[int] | None = None,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparring._arguments import number
+from sparring.lipschitz.ambient import plain_arithmetic
 from sparring.lipschitz.operators import LayerMap, layer_maps
 from sparring.lipschitz.spectral import check_weight, spectral_norm
 
@@ -19,6 +20,7 @@ CUT = 2e-6
 """How much below the bound, as a share, singular values are cut: twice what `spectral_norm` leaves between its ends."""
 
 
+@plain_arithmetic()
 @torch.no_grad()
 def project_(
     model: nn.Module, bound: float, input_shape: Sequence[int] | None = None, *, method: Method = "clip"

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
 from torch import Tensor, nn
 
+from sparring.attacks._model import device_and_dtype
 from sparring.lipschitz import rounding
+from sparring.lipschitz.ambient import callers_device, generators_kept, plain_arithmetic
 from sparring.lipschitz.local import DenseRelu, check_examples
 from sparring.lipschitz.network import layer_bounds
-from sparring.lipschitz.report import LipschitzReport
+from sparring.lipschitz.report import WEIGHTS_ALONE, LipschitzReport
+from sparring.lipschitz.wide import copied, in_float64
 
 _CHORDS, _LESS = 3, 0.02
 _BATCH = 256
 
 
+@plain_arithmetic()
 def certified_radius(
     model: nn.Module,
     x: Tensor,
@@ -37,11 +40,11 @@ def certified_radius(
     model : nn.Module
         From (B, ...) to logits (B, K), K >= 2; in eval mode.
     x : Tensor
-        (B, ...), floating-point.
+        (B, ...), of the dtype of the model's parameters.
     y : Tensor, optional
         Classes, integers (B,). None: those that the network gives.
     report : LipschitzReport, optional
-        From `layer_bounds` of this model with its present weights, so that it need not be made again.
+        From `layer_bounds` of this model with its present weights, so that it need not be made again; certified.
     local : bool
         For dense ReLU networks: bounds in balls of the radius in question (`local_bound`), which are smaller.
 
@@ -53,11 +56,12 @@ def certified_radius(
     Raises
     ------
     TypeError, ValueError
-        If an argument is not as described, or the network has no bound.
+        If an argument is not as described, the network has no bound, or a copy of it in float64 is another function.
 
     Notes
     -----
-    Logits are those of a copy of the model in float64, and bounds are proven for exact arithmetic. A network in float32
+    Logits are those of a copy of the model in float64, and bounds are proven for exact arithmetic. The model is taken
+    as it is by itself, without an autocast around the call. A network in float32
     computes something slightly different. So from each margin is taken 16 times the largest difference between the
     example's logits as the model computes them and in float64, and 16 units in the last place of its largest logit.
     That is an allowance from what was seen at the example, not a proof for the whole ball.
@@ -65,11 +69,17 @@ def certified_radius(
     check_examples(x)
     if any(module.training for module in model.modules()):
         raise ValueError("model must be in eval mode")
+    _, dtype = device_and_dtype(model)
+    if x.dtype is not dtype:
+        raise ValueError(f"x must have the dtype of the model's parameters, {dtype}; got {x.dtype}")
     report = layer_bounds(model, x.shape[1:]) if report is None else report
+    _check_report(report)
     if not math.isfinite(report.upper):
         refused = "; ".join(f"{name}: {reason}" for name, reason in report.refused)
-        raise ValueError(f"the network has no Lipschitz bound{': ' * bool(refused)}{refused}")
+        raise ValueError(f"the network has no Lipschitz bound: {refused or 'it is beyond the numbers of float64'}")
     logits, allowance = _logits(model, x)
+    if report.head is not None and len(report.head) != logits.shape[1]:
+        raise ValueError(f"report is of a model with {len(report.head)} logits, but this one has {logits.shape[1]}")
     classes = logits.argmax(1) if y is None else _checked(y, x, logits.shape[1])
     margins = logits.gather(1, classes[:, None]) - logits - allowance[:, None]
     margins.scatter_(1, classes[:, None], math.inf)
@@ -78,24 +88,46 @@ def certified_radius(
     return _local(model, x, margins, apart, radius) if local else radius
 
 
+def _check_report(report: LipschitzReport) -> None:
+    if not report.certified:
+        raise ValueError("report holds estimates, which prove nothing: make it with layer_bounds(..., certified=True)")
+    if report.note == WEIGHTS_ALONE:
+        raise ValueError("report is of weights alone, not of a network: give layer_bounds the model")
+
+
 def _radius(margins: Tensor, apart: Tensor | None, features: float | Tensor | None, whole: float | Tensor) -> Tensor:
     """Of both forms the larger radius, rounded down."""
-    found = _or_zero(margins.amin(1) / (math.sqrt(2) * whole))
+    root_2 = margins.new_tensor(rounding.up(math.sqrt(2)))
+    found = _quotient(margins.amin(1), root_2, torch.as_tensor(whole, dtype=margins.dtype, device=margins.device))
     if apart is not None and features is not None:
-        per_class = margins / (apart * torch.as_tensor(features, device=margins.device)[..., None])
-        found = torch.maximum(found, _or_zero(per_class).amin(1))
-    return found.clamp(min=0) * (1 - 2.0**-48)
+        above = torch.as_tensor(features, dtype=margins.dtype, device=margins.device)[..., None]
+        found = torch.maximum(found, _quotient(margins, apart, above).amin(1))
+    return found
 
 
-def _or_zero(quotient: Tensor) -> Tensor:
-    """No margin says nothing, even where no input changes it."""
-    return quotient.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
+def _quotient(margins: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """``margins / (one * other)`` rounded down: 0 without a margin, inf where no input changes anything.
+
+    The product and the quotient may leave the range of normal numbers, so each is moved to the next number.
+    """
+    still = (one == 0) | (other == 0)
+    slopes = rounding.above(one * other)
+    found = rounding.below(margins * (1 - 2.0**-48) / slopes)
+    found = torch.where(still | margins.isposinf(), math.inf, found)
+    return torch.where(margins > 0, found.nan_to_num(nan=0.0, posinf=math.inf), 0.0).clamp(min=0)
 
 
 def _apart(head: Tensor, classes: Tensor) -> Tensor:
     """|w_y - w_j|, rounded up, (B, K)."""
-    norms = torch.stack([(head - row).square().sum(1).sqrt() for row in head])
-    return norms[classes] * (1 + rounding.gamma(head.shape[1] + 16))
+    return torch.stack([_lengths(head - row) for row in head])[classes]
+
+
+def _lengths(rows: Tensor) -> Tensor:
+    """Upper bounds of the lengths of rows that were rounded once, at any scale."""
+    largest = rows.abs().amax(1)
+    shares = rows / largest.clamp(min=math.ulp(0.0))[:, None]
+    found = rounding.above(largest * shares.square().sum(1).sqrt() * (1 + rounding.gamma(rows.shape[1] + 16)))
+    return torch.where(largest == 0, 0.0, found.nan_to_num(nan=math.inf, posinf=math.inf))
 
 
 def _local(model: nn.Module, x: Tensor, margins: Tensor, apart: Tensor | None, radius: Tensor) -> Tensor:
@@ -122,13 +154,15 @@ def _local(model: nn.Module, x: Tensor, margins: Tensor, apart: Tensor | None, r
 
 def _logits(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """In float64, and what is to be taken from margins for rounding."""
-    wide = copy.deepcopy(model).double()
-    with torch.no_grad():
-        exact = torch.cat([wide(some.double()) for some in torch.split(x, _BATCH)])
-        seen = torch.cat([model(some) for some in torch.split(x, _BATCH)])
+    wide, own = in_float64(model, x.shape[1:], "certified_radius"), copied(model)
+    with torch.no_grad(), generators_kept(), callers_device():
+        parts = torch.split(x.detach(), _BATCH)
+        exact = torch.cat([wide(some.to(torch.float64, copy=True)) for some in parts])
+        seen = torch.cat([own(some.clone()) for some in parts])
     if exact.ndim != 2 or exact.shape[1] < 2:
         raise ValueError(f"model must return logits (B, K) of at least two classes, but gave {tuple(exact.shape)}")
-    units = torch.finfo(seen.dtype).eps * exact.abs().amax(1)
+    kind = torch.finfo(seen.dtype)
+    units = kind.eps * exact.abs().amax(1) + kind.tiny
     return exact, 16 * ((seen.double() - exact).abs().amax(1) + units)
 
 

@@ -14,6 +14,13 @@ COLUMNS = ("name", "kind", "shape", "lower", "upper", "bound", "method", "certif
 
 _HEAD = ("layer", "kind", "shape", "method", "lower", "upper", "up to here")
 
+WEIGHTS_ALONE = (
+    "Of the weights alone: a matrix is a dense layer, other weights are convolutions of any stride and image, padded "
+    "with zeros. The product is a bound of a network in which they follow each other, with nothing "
+    "between them but layers of constant 1, such as ReLU and max-pooling of disjoint windows."
+)
+"""The note of a report of a state dict."""
+
 
 @dataclass(frozen=True)
 class LayerBound:
@@ -66,13 +73,14 @@ class LipschitzReport:
     refused : tuple of (str, str)
         What has no bound, and why.
     lower : float or None
-        What the constant is at least: the largest norm of a Jacobian over given inputs; None without.
+        What the constant is at least, by `empirical_lower_bound` of given inputs; None without.
     features : float or None
         The bound of what the last layer is given, where that is dense and gives the output.
     head : Tensor or None
         The weight of that layer, float64 (out, in).
     note : str
-        What the bounds take for granted, where the network itself is not known.
+        What the bounds take for granted, where the network itself is not known, or of which function they are, where
+        float64 makes it another.
     """
 
     layers: tuple[LayerBound, ...]

@@ -28,6 +28,16 @@ def up(value: float) -> float:
     return math.nextafter(value, math.inf)
 
 
+def above(values: Tensor) -> Tensor:
+    """`up` of each entry."""
+    return torch.nextafter(values, torch.full_like(values, math.inf))
+
+
+def below(values: Tensor) -> Tensor:
+    """`down` of each entry, also of negative ones."""
+    return torch.nextafter(values, torch.full_like(values, -math.inf))
+
+
 def down(value: float) -> float:
     """The next number below, but not below 0."""
     return max(0.0, math.nextafter(value, -math.inf))

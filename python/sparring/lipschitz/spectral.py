@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sparring.lipschitz import convolution, dense
+from sparring.lipschitz.ambient import plain_arithmetic
 from sparring.lipschitz.enclosure import Enclosure
 from sparring.lipschitz.geometry import Geometry, sides
 
@@ -17,6 +18,7 @@ METHODS = ("auto", "dense", "frequencies", "banded")
 PADDING_MODES = ("zeros", "circular", "reflect", "replicate")
 
 
+@plain_arithmetic()
 def spectral_norm(
     weight: Tensor,
     kind: str = "dense",
@@ -135,6 +137,8 @@ def check_weight(weight: Tensor, kind: str) -> None:
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         got = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
         raise TypeError(f"weight must be a tensor of floats; got {got}")
+    if weight.is_meta or weight.layout is not torch.strided:
+        raise ValueError(f"weight must have numbers, as a dense tensor; got {weight.layout} on '{weight.device}'")
     dims = 2 if kind == "dense" else 2 + int(kind[-2])
     if weight.ndim != dims:
         raise ValueError(f"weight of kind {kind!r} must have {dims} dimensions; got shape {tuple(weight.shape)}")

@@ -103,7 +103,9 @@ SLOPES: dict[str, Callable[..., Slopes]] = {
 """By the name that torch gives the function; called with the function's other arguments."""
 
 
-def _rule(name: str) -> Callable[..., Gain]:
+def slopes_of(name: str) -> Callable[..., Gain]:
+    """The rule of the activation of this name."""
+
     def rule(call: Call, *options: Any, **named: Any) -> Gain:
         slopes = SLOPES[name](*options, **named)
         if not math.isfinite(slopes.low) or not math.isfinite(slopes.high):
@@ -111,6 +113,3 @@ def _rule(name: str) -> Callable[..., Gain]:
         return Gain(slopes.constant, slopes.constant, "largest slope", slopes=slopes)
 
     return rule
-
-
-RULES = {name: _rule(name) for name in SLOPES}

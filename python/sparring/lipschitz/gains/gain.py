@@ -75,7 +75,7 @@ class Call:
     tol, certified
         As in `layer_bounds`.
     known
-        Enclosures found before, with their weights, by weight and options.
+        Enclosures found before, each with the tensors that its key names by where they lie.
     scale
         What each output channel is multiplied by afterwards, float64 (C,), where a batch normalisation is folded in.
     """
@@ -85,7 +85,7 @@ class Call:
     run: Callable[[Tensor], Any]
     tol: float
     certified: bool
-    known: dict[Any, tuple[Tensor, Enclosure]] = field(default_factory=dict)
+    known: dict[Any, tuple[Any, Enclosure]] = field(default_factory=dict)
     scale: Tensor | None = None
 
 
@@ -122,4 +122,4 @@ def length(parts: Sequence[float]) -> float:
     present = [part for part in parts if part != 0]
     if len(present) <= 1:
         return sum(present)
-    return math.hypot(*present) * (1 + (len(present) + 4) * rounding.UNIT)
+    return rounding.up(math.hypot(*present) * (1 + (len(present) + 4) * rounding.UNIT))

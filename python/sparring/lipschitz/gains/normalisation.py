@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ def channel_scale(running_var: Tensor, weight: Tensor | None, eps: float) -> Ten
     return scale if weight is None else scale * weight.detach().to(torch.float64)
 
 
-def _batch_norm(
+def batch_norm(
     call: Call,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -34,7 +33,11 @@ def _batch_norm(
     largest = float(channel_scale(running_var, weight, eps).abs().max())
     if not math.isfinite(largest):
         raise Refused("divides by a deviation of 0")
-    return exactly(largest * (1 + 8 * rounding.UNIT), "largest scale", f"{len(running_var)} channels")
+    return exactly(
+        rounding.up(largest * (1 + 8 * rounding.UNIT)) if largest else 0.0,
+        "largest scale",
+        f"{len(running_var)} channels",
+    )
 
 
 def _normalised(weight: Tensor | None, eps: float) -> Gain:
@@ -47,26 +50,31 @@ def _normalised(weight: Tensor | None, eps: float) -> Gain:
     if not eps > 0:
         raise Refused("divides by a deviation that may be 0")
     largest = 1.0 if weight is None else float(weight.detach().abs().max())
-    return Gain(None, largest / math.sqrt(eps) * (1 + 4 * rounding.UNIT), "largest scale / sqrt(eps)")
+    upper = rounding.up(largest / math.sqrt(eps) * (1 + 4 * rounding.UNIT))
+    if not math.isfinite(upper):
+        raise Refused("its largest scale / sqrt(eps) is not finite")
+    return Gain(None, upper, "largest scale / sqrt(eps)")
 
 
-def _layer_norm(
+def layer_norm(
     call: Call, normalized_shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Gain:
     return _normalised(weight, eps)
 
 
-def _rms_norm(call: Call, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Gain:
-    return _normalised(weight, torch.finfo(call.x.dtype).eps if eps is None else eps)
+def rms_norm(call: Call, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Gain:
+    # By default torch takes eps from the dtype in which it works, float32 for what is narrower.
+    dtype = torch.promote_types(call.x.dtype, torch.float32)
+    return _normalised(weight, torch.finfo(dtype).eps if eps is None else eps)
 
 
-def _group_norm(
+def group_norm(
     call: Call, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Gain:
     return _normalised(weight, eps)
 
 
-def _instance_norm(
+def instance_norm(
     call: Call,
     running_mean: Tensor | None = None,
     running_var: Tensor | None = None,
@@ -78,13 +86,4 @@ def _instance_norm(
 ) -> Gain:
     if use_input_stats:
         return _normalised(weight, eps)
-    return _batch_norm(call, running_mean, running_var, weight, bias, False, momentum, eps)
-
-
-RULES: dict[str, Callable[..., Gain]] = {
-    "batch_norm": _batch_norm,
-    "layer_norm": _layer_norm,
-    "rms_norm": _rms_norm,
-    "group_norm": _group_norm,
-    "instance_norm": _instance_norm,
-}
+    return batch_norm(call, running_mean, running_var, weight, bias, False, momentum, eps)

@@ -37,7 +37,7 @@ def _maxima(members: Sequence[Tensor]) -> Gain:
     return exactly(root(overlap), "disjoint windows" if overlap <= 1 else f"{overlap} windows overlap")
 
 
-def _max_pool(dims: int) -> Callable[..., Gain]:
+def max_pool(dims: int) -> Callable[..., Gain]:
     def rule(
         call: Call,
         kernel_size: Any,
@@ -47,8 +47,6 @@ def _max_pool(dims: int) -> Callable[..., Gain]:
         ceil_mode: bool = False,
         return_indices: bool = False,
     ) -> Gain:
-        if return_indices:
-            raise Refused("returns indices, which jump")
         options = (each(option, dims) for option in (kernel_size, stride or kernel_size, padding, dilation))
         sizes = zip(call.x.shape[-dims:], call.out.shape[-dims:], *options, strict=True)
         return _maxima([windows(*of_dim) for of_dim in sizes])
@@ -56,10 +54,8 @@ def _max_pool(dims: int) -> Callable[..., Gain]:
     return rule
 
 
-def _adaptive_max_pool(dims: int) -> Callable[..., Gain]:
+def adaptive_max_pool(dims: int) -> Callable[..., Gain]:
     def rule(call: Call, output_size: Any, return_indices: bool = False) -> Gain:
-        if return_indices:
-            raise Refused("returns indices, which jump")
         sizes = zip(call.x.shape[-dims:], call.out.shape[-dims:], strict=True)
         return _maxima([adaptive_windows(*of_dim) for of_dim in sizes])
 
@@ -78,7 +74,7 @@ def _means(call: Call, members: Sequence[Tensor], divisors: Sequence[Tensor]) ->
     return Gain(lower, upper, "product over dimensions", call.certified)
 
 
-def _avg_pool(dims: int) -> Callable[..., Gain]:
+def avg_pool(dims: int) -> Callable[..., Gain]:
     def rule(
         call: Call,
         kernel_size: Any,
@@ -104,7 +100,7 @@ def _avg_pool(dims: int) -> Callable[..., Gain]:
     return rule
 
 
-def _adaptive_avg_pool(dims: int) -> Callable[..., Gain]:
+def adaptive_avg_pool(dims: int) -> Callable[..., Gain]:
     def rule(call: Call, output_size: Any) -> Gain:
         sizes = zip(call.x.shape[-dims:], call.out.shape[-dims:], strict=True)
         members = [adaptive_windows(*of_dim) for of_dim in sizes]
@@ -117,44 +113,36 @@ def _reduced(call: Call) -> int:
     return call.x.numel() // max(1, call.out.numel())
 
 
-def _sum(call: Call, *options: Any, **named: Any) -> Gain:
+def sum_(call: Call, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Gain:
     return exactly(root(_reduced(call)), f"sum of {_reduced(call)}")
 
 
-def _mean(call: Call, *options: Any, **named: Any) -> Gain:
+def mean(call: Call, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Gain:
     count = _reduced(call)
     return exactly(product(root(count), rounding.up(1 / count)) if count > 1 else 1.0, f"mean of {count}")
 
 
-def _extreme(call: Call, *options: Any, **named: Any) -> Gain:
+def extreme(call: Call, dim: Any = (), keepdim: bool = False) -> Gain:
     return exactly(1.0, "disjoint windows")
 
 
-def _logsumexp(call: Call, *options: Any, **named: Any) -> Gain:
+def logsumexp(call: Call, dim: Any, keepdim: bool = False) -> Gain:
     return exactly(1.0)  # the gradient is a softmax, of length 1 at most
 
 
-def _softmax(call: Call, *options: Any, **named: Any) -> Gain:
+def softmax(call: Call, dim: int | None = None, _stacklevel: Any = 3, dtype: torch.dtype | None = None) -> Gain:
     # diag(p) - p p^T is positive semidefinite, and its rows sum up to 2 p (1 - p) <= 1/2 in absolute values.
+    _has_dim(dim)
     return exactly(0.5)
 
 
-def _log_softmax(call: Call, dim: int | None = None, *options: Any, **named: Any) -> Gain:
+def log_softmax(call: Call, dim: int | None = None, _stacklevel: Any = 3, dtype: torch.dtype | None = None) -> Gain:
     # I - 1 p^T is a projection of rank n - 1, and has the norm of its complement 1 p^T: sqrt(n) |p| <= sqrt(n).
+    count = call.x.shape[_has_dim(dim)]
+    return exactly(root(count), f"sqrt({count})")
+
+
+def _has_dim(dim: int | None) -> int:
     if dim is None:
-        raise Refused("without dim")
-    return exactly(root(call.x.shape[dim]), f"sqrt({call.x.shape[dim]})")
-
-
-RULES: dict[str, Callable[..., Gain]] = {
-    **{f"max_pool{dims}d": _max_pool(dims) for dims in (1, 2, 3)},
-    **{f"avg_pool{dims}d": _avg_pool(dims) for dims in (1, 2, 3)},
-    **{f"adaptive_max_pool{dims}d": _adaptive_max_pool(dims) for dims in (1, 2, 3)},
-    **{f"adaptive_avg_pool{dims}d": _adaptive_avg_pool(dims) for dims in (1, 2, 3)},
-    "sum": _sum,
-    "mean": _mean,
-    **dict.fromkeys(("amax", "amin"), _extreme),
-    "logsumexp": _logsumexp,
-    **dict.fromkeys(("softmax", "softmin"), _softmax),
-    "log_softmax": _log_softmax,
-}
+        raise Refused("without dim, which is then the batch for some numbers of dimensions")
+    return dim

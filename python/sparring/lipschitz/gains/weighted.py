@@ -9,10 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sparring.lipschitz import rounding
 from sparring.lipschitz.gains.gain import Call, Gain, Refused
+from sparring.lipschitz.geometry import sides
 from sparring.lipschitz.spectral import spectral_norm
+from sparring.networks import SMALLEST_SCALE
+
+_CONVOLVE: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 FOLDING_ERROR = 8 * rounding.UNIT
 """Relative error of an entry of a weight that `folded` returns."""
@@ -21,8 +26,9 @@ FOLDING_ERROR = 8 * rounding.UNIT
 def enclosed(call: Call, weight: Tensor, kind: str, groups: int = 1, **options: Any) -> Gain:
     """`spectral_norm`, of the weight times `call.scale` if there is one."""
     weight, error = weight.detach(), 0.0
-    scale = None if call.scale is None else call.scale.data_ptr()
-    key = (weight.data_ptr(), weight.shape, weight.stride(), kind, groups, str(options), scale)
+    given = weight, call.scale
+    key = (*(None if t is None else (t.data_ptr(), t.dtype, t.shape, t.stride()) for t in given), kind, groups,
+           str(options))  # fmt: skip
     if call.scale is not None:
         weight = folded(weight, call.scale, kind, groups)
         error = folding_error(weight, options.get("padding_mode", "zeros"), options.get("padding", 0))
@@ -31,7 +37,7 @@ def enclosed(call: Call, weight: Tensor, kind: str, groups: int = 1, **options: 
             found = spectral_norm(weight, kind, groups=groups, tol=call.tol, certified=call.certified, **options)
         except (TypeError, ValueError) as why:
             raise Refused(str(why)) from why
-        call.known[key] = weight, found
+        call.known[key] = given, found  # which keeps the memory that the key names
     norm = call.known[key][1]
     shape = shape_text(weight.shape, kind, groups, options.get("stride", 1), options.get("input_shape"))
     if not error:
@@ -89,7 +95,7 @@ def shape_text(shape: Sequence[int], kind: str, groups: int = 1, stride: Any = 1
     return text if input_shape is None else f"{text} at {'×'.join(map(str, input_shape))}"
 
 
-def _linear(call: Call, weight: Tensor, bias: Tensor | None = None) -> Gain:
+def linear(call: Call, weight: Tensor, bias: Tensor | None = None) -> Gain:
     gain = enclosed(call, weight, "dense")
     if call.x.numel() != weight.shape[1]:  # several vectors
         return gain
@@ -98,7 +104,11 @@ def _linear(call: Call, weight: Tensor, bias: Tensor | None = None) -> Gain:
     return replace(gain, matrix=folded(weight.detach(), call.scale, "dense"), error=FOLDING_ERROR)
 
 
-def _convolution(dims: int) -> Callable[..., Gain]:
+def _size(tensor: Tensor) -> float:
+    return float(tensor.detach().abs().max()) if tensor.numel() else 0.0
+
+
+def convolution(dims: int) -> Callable[..., Gain]:
     def rule(
         call: Call,
         weight: Tensor,
@@ -109,6 +119,14 @@ def _convolution(dims: int) -> Callable[..., Gain]:
         groups: int = 1,
         padding_mode: str = "zeros",
     ) -> Gain:
+        # A module pads by what it noted when it was made, which may be another padding than it says by now.
+        before, after = sides(padding if isinstance(padding, str) else each(padding, dims), weight.shape[2:],
+                              each(dilation, dims))  # fmt: skip
+        around = [side for pair in zip(reversed(before), reversed(after), strict=True) for side in pair]
+        x = F.pad(call.x, around, "constant" if padding_mode == "zeros" else padding_mode) if any(around) else call.x
+        said = _CONVOLVE[dims](x, weight, bias, stride, 0, dilation, groups)
+        if said.shape != call.out.shape or not torch.allclose(said, call.out, rtol=1e-2, atol=1e-2 * _size(call.out)):
+            raise Refused("computes something else than its attributes say")
         return enclosed(
             call, weight, f"conv{dims}d", groups, input_shape=tuple(call.x.shape[-dims:]), stride=stride,
             padding=padding, padding_mode=padding_mode, dilation=dilation,
@@ -117,7 +135,7 @@ def _convolution(dims: int) -> Callable[..., Gain]:
     return rule
 
 
-def _transposed(dims: int) -> Callable[..., Gain]:
+def transposed(dims: int) -> Callable[..., Gain]:
     def rule(
         call: Call,
         weight: Tensor,
@@ -143,16 +161,20 @@ def _transposed(dims: int) -> Callable[..., Gain]:
     return rule
 
 
-def _matmul(call: Call, other: Any) -> Gain:
+def matmul(call: Call, other: Any) -> Gain:
     if not isinstance(other, Tensor) or other.ndim != 2 or call.x.ndim < 2:
         raise Refused("a product with something other than a constant matrix")
     gain = enclosed(call, other.t(), "dense")
     return replace(gain, matrix=other.detach().t()) if call.x.numel() == other.shape[0] else gain
 
 
-RULES: dict[str, Callable[..., Gain]] = {
-    "linear": _linear,
-    **{f"conv{dims}d": _convolution(dims) for dims in (1, 2, 3)},
-    **{f"conv_transpose{dims}d": _transposed(dims) for dims in (1, 2, 3)},
-    **dict.fromkeys(("matmul", "mm"), _matmul),
-}
+def max_norm(call: Call, s: Tensor) -> Gain:
+    """Units max(0, d_u - max_i |x_i - v_ui| / |s_ui|): the gradient of each is of one input i, of size 1 / |s_ui|.
+
+    So the derivative J has one entry a row, J^T J is diagonal, and its entry i at most sum_u 1 / s_ui^2.
+    """
+    inverse = s.detach().to(torch.float64).abs().clamp(min=SMALLEST_SCALE).reciprocal()
+    largest = inverse.max()  # taken out, so that no square leaves the range
+    columns = (inverse / largest).square().sum(0)
+    upper = rounding.up(float(largest) * float(columns.max().sqrt()) * (1 + rounding.gamma(len(s) + 16)))
+    return Gain(None, upper, "longest column", shape=f"{s.shape[1]}×{s.shape[0]}")
