@@ -118,11 +118,24 @@ class Careless(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         random.random()
         np.random.rand()  # noqa: NPY002
-        torch.rand(1)
         self.seen.append(x)
         self.last = x
         x *= 2
         return self.fc(x)
+
+
+def test_a_forward_that_draws_from_torch_is_refused_before_it_does() -> None:
+    class Draws(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            torch.rand(1)
+            return super().forward(x)
+
+    model = Draws(4, 3)
+    state = torch.get_rng_state()
+    report = lipschitz.layer_bounds(model, 4)
+    assert "draws random numbers" in report.refused[0][1]
+    assert report.upper == float("inf")
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

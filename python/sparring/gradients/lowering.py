@@ -10,7 +10,7 @@ from torch import fx, nn
 from sparring.gradients import layers
 from sparring.gradients.chain import NoChain, TensorsOf, follow, fused, listed
 from sparring.gradients.lowered import Lowered, Model
-from sparring.gradients.plan import Plan, Signature, obstacles
+from sparring.gradients.plan import Plan, Signature, obstacles, own_modules
 from sparring.gradients.steps import NotLowered, Step
 from sparring.tracing import TooMuch, Untraceable, reads, trace
 
@@ -59,7 +59,7 @@ def lowered_with(model: nn.Module, tensors_of: TensorsOf, call: Model) -> Lowere
 
     `tensors_of` a module of `model`, and its name, is something with its attributes and the other tensors.
     """
-    reasons = obstacles(model)
+    reasons = obstacles(model) or reads(module for _, module in own_modules(model)).reasons
     return Lowered(call, Plan(None, reasons) if reasons else _made(model, tensors_of))
 
 
@@ -69,13 +69,13 @@ def traced(model: nn.Module) -> fx.Graph | str:
     if reasons:
         return reasons[0]
     try:
-        return trace(model, layers.MODULES.__contains__)
+        return trace(model, _is_known)
     except Untraceable as why:
         return str(why)
 
 
 def _plan(model: nn.Module) -> Plan:
-    reasons = obstacles(model)
+    reasons = obstacles(model) or reads(module for _, module in own_modules(model)).reasons
     if reasons:
         return Plan(None, reasons)
     # The cache must not keep its key alive.
@@ -113,13 +113,17 @@ def _walk(module: nn.Module, name: str, tensors_of: TensorsOf) -> list[Step]:
     if kind.__module__.startswith(("torch.nn", "torch.ao.nn")):
         raise NoChain([f"{label}: not a layer that is known"])
     try:
-        graph = trace(module, layers.MODULES.__contains__)
+        graph = trace(module, _is_known)
     except Untraceable as why:
         raise NoChain([str(why) if not name else f"{label}: {why}"]) from None
     try:
         return follow(graph, module, lambda inner, part: tensors_of(_joined(name, inner), part))
     except NoChain as why:
         raise NoChain([prefix + reason for reason in why.reasons]) from None
+
+
+def _is_known(module: nn.Module) -> bool:
+    return type(module) in layers.MODULES
 
 
 def _joined(name: str, inner: str) -> str:

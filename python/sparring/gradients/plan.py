@@ -77,7 +77,7 @@ def own_modules(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Modu
 
 
 def obstacles(model: nn.Module) -> list[str]:
-    """What makes a call of a module more than a forward that can be followed."""
+    """What makes a call of a module more than its forward."""
     if any(getattr(torch_module, name) for name in _GLOBAL_HOOKS):
         return ["global module hooks"]
     reasons = []
@@ -97,7 +97,7 @@ def obstacles(model: nn.Module) -> list[str]:
         for tensor_name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             if type(tensor) not in (Tensor, nn.Parameter):
                 reasons.append(f"{label}: {tensor_name} is a {type(tensor).__name__}")
-    return reasons or reads(module for _, module in own_modules(model)).reasons
+    return reasons
 
 
 _modes: Callable[[], list[Any]] = _get_current_function_mode_stack

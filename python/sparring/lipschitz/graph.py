@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from sparring.attacks._model import device_and_dtype
-from sparring.gradients.lowering import obstacles
+from sparring.gradients.plan import obstacles
 from sparring.lipschitz import layers
 from sparring.lipschitz.ambient import callers_device, generators_kept, quietly, seed
 from sparring.lipschitz.batches import batch_obstacle, mixing
@@ -23,6 +23,7 @@ from sparring.lipschitz.gains.rule import Branch, Join, Rule, axes_of
 from sparring.lipschitz.gains.table import TABLE
 from sparring.lipschitz.trees import leaves, tensors_in
 from sparring.lipschitz.wide import copied, difference, first_line, identical, recorded, sample, widened
+from sparring.tracing import Untraceable, is_standard, record
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _UNKNOWN = object()  # the value of what could not be called
@@ -91,9 +92,9 @@ class Graph:
             try:
                 seed(1)  # other numbers than in a call
                 with callers_device():
-                    self._graph = _traced(root)
-            except Exception as why:  # forward is the user's code, and met proxies in place of tensors
-                self.refused.append(("forward", f"cannot be traced: {first_line(why)}"))
+                    self._graph = record(root, layers.is_known)
+            except Untraceable as why:
+                self.refused.append(("forward", str(why)))
                 return
             self._order = {node: i for i, node in enumerate(self._graph.nodes)}
             seed(0)
@@ -363,18 +364,9 @@ class Graph:
         return scale
 
 
-def _traced(root: nn.Module) -> fx.Graph:
-    return _Tracer().trace(root, concrete_args=_defaults(root))
-
-
 def _is_leaf(module: nn.Module) -> bool:
     """Whether a module is looked at as a whole."""
-    return _Tracer().is_leaf_module(module, "")
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return layers.is_known(m) or super().is_leaf_module(m, module_qualified_name)
+    return layers.is_known(module) or is_standard(module)
 
 
 def _applied(rule: Rule, first: Any, **arguments: Any) -> Any:
@@ -431,12 +423,6 @@ def _obstacles(model: nn.Module) -> list[tuple[str, str]]:
     tensors = [*model.named_parameters(), *model.named_buffers()]
     without = [("model", f"{name} is on the meta device: it has no numbers") for name, t in tensors if t.is_meta]
     return [("model", reason) for reason in obstacles(model)] + without
-
-
-def _defaults(root: nn.Module) -> dict[str, Any]:
-    """Arguments of forward that have a default keep it."""
-    _, *others = inspect.signature(root.forward).parameters.values()
-    return {p.name: p.default for p in others if p.default is not inspect.Parameter.empty}
 
 
 def _nodes(value: Any) -> list[fx.Node]:

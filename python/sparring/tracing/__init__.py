@@ -7,7 +7,7 @@ it runs forward on the live module. Here forward runs on a copy whose modules ha
 from __future__ import annotations
 
 from sparring.tracing.foreign import Reads, forward_of, reads
-from sparring.tracing.recorder import Untraceable, record, trace
+from sparring.tracing.recorder import Untraceable, is_standard, record, trace
 from sparring.tracing.state import TooMuch, fingerprint
 
-__all__ = ["Reads", "TooMuch", "Untraceable", "fingerprint", "forward_of", "reads", "record", "trace"]
+__all__ = ["Reads", "TooMuch", "Untraceable", "fingerprint", "forward_of", "is_standard", "reads", "record", "trace"]

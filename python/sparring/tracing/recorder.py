@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from sparring.tracing.state import fingerprint
 
-IsLeaf = Callable[[type[nn.Module]], bool]
+IsLeaf = Callable[[nn.Module], bool]
 
 # What draws from torch's generators; dropout is a step of the graph, for whoever reads it to judge.
 _RANDOM = frozenset(
@@ -39,8 +40,6 @@ _RANDOM = frozenset(
         "multinomial",
         "poisson",
         "binomial",
-        "rrelu",
-        "rrelu_",
         "gumbel_softmax",
         "fractional_max_pool2d",
         "fractional_max_pool3d",
@@ -67,7 +66,7 @@ def trace(model: nn.Module, is_leaf: IsLeaf) -> fx.Graph:
         Its forward runs on a copy, once. The copy's parameters and buffers have the shape, dtype and device of the
         model's, but no memory and no meaning.
     is_leaf
-        Which classes of modules are one node of the graph; all others in `torch.nn` but `Sequential` are, too.
+        Which modules are one node of the graph; all others in `torch.nn` but `Sequential` are, too.
 
     Raises
     ------
@@ -116,10 +115,12 @@ class _Recorder(fx.Tracer):
 
     def __init__(self, root: nn.Module, is_leaf: IsLeaf) -> None:
         super().__init__(autowrap_modules=())  # type: ignore[arg-type] # none
-        self.root, self.is_leaf = root, is_leaf
+        self.root = root
+        self._leaves = {id(module) for module in root.modules() if is_standard(module) or is_leaf(module)}
         self.graph = fx.Graph(tracer_cls=type(self))
         self.tensor_attrs = {}
-        self.paths = {id(module): name for name, module in root.named_modules()}
+        self.paths = {module: name for name, module in root.named_modules()}
+        self.submodule_paths = self.paths
         tensors = (*root.named_parameters(), *root.named_buffers())
         self._names = {id(tensor): name for name, tensor in tensors}
         self._proxies: dict[str, fx.Proxy] = {}
@@ -145,7 +146,7 @@ class _Recorder(fx.Tracer):
                     pass
 
                 def __call__(self, *args: Any, **kwargs: Any) -> Any:
-                    return recorder.call(self, kind, args, kwargs)
+                    return recorder.call(self, args, kwargs)
 
                 def __getattr__(self, name: str) -> Any:
                     return recorder.attribute(super().__getattr__(name))
@@ -154,14 +155,13 @@ class _Recorder(fx.Tracer):
             self._watched[kind] = type.__new__(type(kind), kind.__name__, (Watched, kind), about)
         return self._watched[kind]
 
-    def call(self, module: Any, kind: type[nn.Module], args: Any, kwargs: Any) -> Any:
-        path = self.paths.get(id(module))
-        if path is None:
+    def call(self, module: Any, args: Any, kwargs: Any) -> Any:
+        if module not in self.paths:
             raise Untraceable("forward calls a module that is not one of the model's")
-        standard = kind.__module__.startswith(("torch.nn", "torch.ao.nn")) and not issubclass(kind, nn.Sequential)
-        if self.is_leaf(kind) or standard:
-            return self.create_proxy("call_module", path, args, kwargs)
-        return nn.Module.__call__(module, *args, **kwargs)
+        return self.call_module(module, functools.partial(nn.Module.__call__, module), args, kwargs)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return id(m) in self._leaves
 
     def attribute(self, value: Any) -> Any:
         """What an attribute of a module is to forward: a node, where it is a parameter or a buffer."""
@@ -208,6 +208,11 @@ class _Functions(TorchFunctionMode):
         if getattr(func, "__name__", "") in _RANDOM:
             raise Untraceable(f"forward draws random numbers ({func.__name__})")
         return func(*args, **(kwargs or {}))
+
+
+def is_standard(module: nn.Module) -> bool:
+    """Whether a module is one of torch's own, which are one node of a graph, but for `Sequential`."""
+    return type(module).__module__.startswith(("torch.nn", "torch.ao.nn")) and not isinstance(module, nn.Sequential)
 
 
 def _parameters_of(root: nn.Module) -> list[str]:
