@@ -27,7 +27,7 @@ Loss: TypeAlias = str | Callable[[Tensor, Tensor], Tensor]
 
 NAMES = ("ce", "margin", "dlr", "prob")
 _CLASSES_NEEDED = {"ce": 2, "prob": 2, "margin": 2, "dlr": 3}
-_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def evaluate(loss: Loss, logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -55,7 +55,7 @@ def value(loss: Loss, logits: Tensor, labels: Tensor, targets: Tensor | None = N
     """As `evaluate`, for arguments that were checked before; labels and targets are int64."""
     z = logits if logits.dtype is torch.float64 else logits.float()
     if callable(loss):
-        result = loss(z, labels if targets is None else targets)
+        result = loss(z, (labels if targets is None else targets).clone())
         if not isinstance(result, Tensor) or result.shape != labels.shape or not result.is_floating_point():
             what = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
             raise ValueError(f"loss must return one number per example, shape {tuple(labels.shape)}, but gave {what}")
@@ -161,7 +161,7 @@ def check_indices(classes: Any, name: str, batch: int, device: torch.device) -> 
     """Error unless `classes` is an integer tensor (batch,) on `device`."""
     if not isinstance(classes, Tensor):
         raise TypeError(f"{name} must be a tensor of integers, not {type(classes).__name__}")
-    if classes.dtype not in _INTEGERS:
+    if classes.dtype not in INTEGERS:
         raise TypeError(f"{name} must be integers (class indices), not {str(classes.dtype).removeprefix('torch.')}")
     if classes.shape != (batch,):
         raise ValueError(f"{name} has shape {tuple(classes.shape)}; expected one class per example, ({batch},)")

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import sparring as sp
-from sparring.attacks._model import Home, held_still, home_of
+from sparring.attacks._model import held_still
+from sparring.gradients.home import Home, home_of
 
 X = torch.rand(6, 20, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(6) % 5

@@ -195,7 +195,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "constant first": (lambda: Forward(lambda m, x: 1 - m.linear(x)), "first argument"),
     "noise": (lambda: Forward(lambda m, x: m.linear(x) + torch.randn(4)), "random"),
     "makes a tensor": (lambda: Forward(lambda m, x: m.linear(x) + torch.ones(4)), "makes a tensor"),
-    "sets an attribute": (lambda: Forward(sets_attribute), "sets seen"),
+    "sets an attribute": (lambda: Forward(sets_attribute), "sets an attribute"),
     "train mode": (lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).train(), "statistics of the batch"),
     "no statistics": (lambda: nn.BatchNorm1d(4, track_running_stats=False), "statistics of the batch"),
     "dropout": (lambda: Forward(lambda m, x: F.dropout(m.linear(x))), "train mode"),
@@ -242,7 +242,7 @@ def test_a_function_is_left_to_autograd() -> None:
 def test_lowering_is_kept_until_something_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     traces = []
     made = lowering._made
-    monkeypatch.setattr(lowering, "_made", lambda model, tensors_of: (traces.append(model), made(model, tensors_of))[1])
+    monkeypatch.setattr(lowering, "_made", lambda model, *others: (traces.append(model), made(model, *others))[1])
     model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.ReLU()).eval()
     assert [sp.lower(model).is_lowered for _ in range(3)] == [True] * 3
     assert len(traces) == 1
@@ -303,7 +303,7 @@ def test_autocast_is_left_to_autograd() -> None:
 
 
 def test_dtypes_that_do_not_fit_fail_as_in_the_model() -> None:
-    with pytest.raises(RuntimeError, match="dtype"):
+    with pytest.raises(TypeError, match=r"x is torch\.float64, but the model is torch\.float32"):
         sp.input_grad(nn.Sequential(nn.Linear(3, 3)), torch.rand(2, 3, dtype=torch.float64), torch.arange(2))
 
 

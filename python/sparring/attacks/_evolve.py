@@ -189,19 +189,32 @@ def _reflect(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 def check(
-    population: int, generations: int, strategy: str, mutation: float | tuple[float, float], recombination: float
+    population: int,
+    generations: int,
+    strategy: str,
+    mutation: float | tuple[float, float],
+    recombination: float,
+    called: str = "generations",
 ) -> None:
-    """ValueError unless the settings are as `evolve` wants them."""
+    """TypeError or ValueError unless the settings are as `evolve` wants them."""
+    for name, value in (("population", population), (called, generations)):
+        if type(value) is not int:
+            raise TypeError(f"{name} must be an integer; got {value!r}")
+    ends = mutation if isinstance(mutation, tuple) and len(mutation) == 2 else (mutation,)
+    for name, number in (*(("mutation", end) for end in ends), ("recombination", recombination)):
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            accepted = "a number or a pair of numbers" if name == "mutation" else "a number"
+            raise TypeError(f"{name} must be {accepted}; got {number!r}")
     least, most = mutation if isinstance(mutation, tuple) else (mutation, mutation)
-    for name, fine, accepted, value in (
+    for setting, fine, accepted, given in (
         ("population", population >= 4, "at least 4", population),
-        ("generations", generations >= 0, "at least 0", generations),
+        (called, generations >= 0, "at least 0", generations),
         ("strategy", strategy in get_args(Strategy), f"one of {', '.join(get_args(Strategy))}", strategy),
         ("mutation", 0 <= least <= most <= 2, "in [0, 2], or (least, most) in that order", mutation),
         ("recombination", 0 <= recombination <= 1, "in [0, 1]", recombination),
     ):
         if not fine:
-            raise ValueError(f"{name} must be {accepted}; got {value!r}")
+            raise ValueError(f"{setting} must be {accepted}; got {given!r}")
 
 
 def _check_box(low: Tensor, high: Tensor) -> None:

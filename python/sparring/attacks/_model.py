@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+
+from sparring.gradients.home import home_of
 
 
 @contextmanager
@@ -19,25 +21,33 @@ def held_still(*models: nn.Module) -> Iterator[None]:
     Where several threads hold a module or a parameter, it is as it was when the last of them lets go. A class with a
     ``train`` of its own, which may do more than set flags, has it called.
     """
-    modules = [module for model in models for module in model.modules()]
-    with _lock:
-        flags = [getattr(module, "training", None) for module in modules]
-        for model in models:
-            if any(_switches_itself(module) and module.training for module in model.modules()):
-                model.eval()
-        with_flags = [(module, flag) for module, flag in zip(modules, flags, strict=True) if flag is not None]
-        held = [_hold(module, "training", flag) for module, flag in with_flags]
-        held += [
-            _hold(parameter, "requires_grad", parameter.requires_grad)
-            for model in models
-            for parameter in model.parameters()
-            if is_lazy(parameter) or (parameter.is_leaf and not parameter.is_inference())
-        ]
+    held: list[_Held] = []
     try:
+        with _lock:
+            modules = [module for model in models for module in model.modules()]
+            flags = [getattr(module, "training", None) for module in modules]
+            for model in models:
+                for module in _outermost([m for m in model.modules() if _switches_itself(m) and m.training]):
+                    module.eval()
+            for module, flag in zip(modules, flags, strict=True):
+                if flag is not None:
+                    held.append(_hold(module, "training", flag))
+            for parameter in (parameter for model in models for parameter in model.parameters()):
+                if is_lazy(parameter) or (parameter.is_leaf and not parameter.is_inference()):
+                    held.append(_hold(parameter, "requires_grad", parameter.requires_grad))
         yield
     finally:
         with _lock:
             _let_go(held)
+
+
+def keep_still(model: nn.Module) -> None:
+    """Within `held_still`, after code that may have set flags: set them back."""
+    with _lock:
+        for thing in (*model.modules(), *model.parameters()):
+            held = _all_held.get(id(thing))
+            if held is not None and getattr(thing, held.name):
+                setattr(thing, held.name, False)
 
 
 class _Held:
@@ -52,10 +62,10 @@ _all_held: dict[int, _Held] = {}
 
 
 def _hold(thing: Any, name: str, flag: bool) -> _Held:
+    if getattr(thing, name):
+        setattr(thing, name, False)  # which a class may refuse
     held = _all_held.setdefault(id(thing), _Held(thing, name, flag))
     held.count += 1
-    if getattr(thing, name):
-        setattr(thing, name, False)
     return held
 
 
@@ -65,44 +75,29 @@ def _let_go(all_held: list[_Held]) -> None:
         held.count -= 1
         if held.count == 0:
             free.append(_all_held.pop(id(held.thing)))
+    switching = [held for held in free if held.name == "training" and _switches_itself(held.thing)]
     try:
-        for held in free:
-            if held.flag and held.name == "training" and _switches_itself(held.thing):
-                held.thing.train()
+        for module in _outermost([held.thing for held in switching if held.flag]):
+            module.train()
+        for held in switching:
+            if held.thing.training and not held.flag:  # within one that was not
+                held.thing.eval()
     finally:
         for held in free:
             if getattr(held.thing, held.name) != held.flag:
                 setattr(held.thing, held.name, held.flag)
 
 
+def _outermost(modules: list[nn.Module]) -> list[nn.Module]:
+    """Without those that are inside of another one, and are switched with it."""
+    inside = {id(part) for module in modules for part in module.modules() if part is not module}
+    return [module for module in modules if id(module) not in inside]
+
+
 def _switches_itself(module: nn.Module) -> bool:
     kind = type(module)
     own = kind.train is not nn.Module.train or kind.eval is not nn.Module.eval
     return own and not isinstance(module, torch.jit.ScriptModule)
-
-
-class Home(NamedTuple):
-    """Where a model's tensors are and in which dtype, or None where that is not known."""
-
-    device: torch.device | None
-    dtype: torch.dtype | None
-
-
-def home_of(model: nn.Module) -> Home:
-    """Device and dtype of a model's parameters, or, where none is floating-point, of its buffers.
-
-    None where there are none, or of several kinds: then it is for the model to say what fits. What an ensemble holds
-    beside its members does not count.
-    """
-    from sparring.ensembles.mixture import Mixture
-
-    mine = {id(module.weights) for module in model.modules() if isinstance(module, Mixture)}
-    for tensors in (model.parameters(), model.buffers()):
-        known = [t for t in tensors if not is_lazy(t) and t.is_floating_point() and id(t) not in mine]
-        if known:
-            devices, dtypes = {t.device for t in known}, {t.dtype for t in known}
-            return Home(devices.pop() if len(devices) == 1 else None, dtypes.pop() if len(dtypes) == 1 else None)
-    return Home(None, None)
 
 
 def device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -152,6 +147,8 @@ def _per_channel(value: Any, name: str, inputs: Tensor) -> Tensor:
         numbers = torch.as_tensor(value, dtype=inputs.dtype, device=inputs.device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"preprocessing's {name} must be a number or one per channel; got {value!r}") from error
+    if not bool(numbers.isfinite().all()):
+        raise ValueError(f"preprocessing's {name} must be finite; got {value!r}")
     if numbers.dim() > 1 or (numbers.dim() == 1 and len(numbers) not in (1, inputs.shape[1])):
         raise ValueError(
             f"preprocessing's {name} must be a number or one per channel ({inputs.shape[1]}); "

@@ -198,7 +198,7 @@ def norm_name(norm: Norm) -> str:
         "inf": "Linf",
     }
     key = norm.lower() if isinstance(norm, str) else norm
-    if key not in names or isinstance(norm, bool):
+    if not isinstance(norm, (int, float, str)) or key not in names or isinstance(norm, bool):
         raise ValueError(f"norm is {norm!r}; accepted: inf, 2, 1, 'Linf', 'L2', 'L1'")
     return names[key]
 

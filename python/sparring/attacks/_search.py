@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from sparring import losses
-from sparring.attacks._model import held_still, home_of, preprocessed
+from sparring.attacks._model import held_still, preprocessed
 from sparring.attacks._norms import BALLS, Ball, Bounds, Norm, norm_name
 from sparring.attacks._result import AttackResult, GradientMaskingWarning
 from sparring.attacks._seeds import example_seeds
 from sparring.gradients import InputGrad, Lowered, lower
 from sparring.gradients.batched import Spans, asked, spans_of
+from sparring.gradients.home import explained, home_of
 from sparring.losses import Loss
 
 Preprocessing = dict[str, object] | nn.Module
@@ -224,7 +225,7 @@ def run(
     whole = preprocessed(module, options.preprocessing, inputs)
     size = options.batch_size or max(1, len(inputs))
     results = []
-    with held_still(whole), torch.inference_mode(False):
+    with held_still(whole), torch.inference_mode(False), explained(whole, inputs, "inputs"):
         ball = BALLS[norm_name(options.norm)](inputs, eps, options.bounds)
         lowered = lower(whole).take(inputs)
         everything = Problem(lowered, ball, labels, targets, options.loss, targets, spans_of(labels, targets))
@@ -306,16 +307,31 @@ def check(inputs: Tensor, options: Options) -> None:
     """Errors for what can be said without the model."""
     for name in ("restarts", "batch_size"):
         value = getattr(options, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        if (value is not None or name == "restarts") and (type(value) is not int or value < 1):
             raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
+    if options.generator is not None and not isinstance(options.generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator or None, not {type(options.generator).__name__}")
+    check_inputs(inputs)
+    bounds_of(options.bounds)
+
+
+def check_inputs(inputs: Tensor) -> None:
+    """TypeError unless inputs are a dense tensor (B, ...) of numbers in float32 or float64."""
     if not isinstance(inputs, Tensor) or inputs.dtype not in (torch.float32, torch.float64) or inputs.dim() < 2:
         have = f"{inputs.dtype} of shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
         raise TypeError(f"inputs must be a float32 or float64 tensor (B, ...), not {have}")
+    if inputs.layout is not torch.strided or inputs.is_meta:
+        have = "on the meta device, without numbers" if inputs.is_meta else f"of layout {inputs.layout}"
+        raise TypeError(f"inputs must be a dense tensor of numbers, not one {have}")
 
 
 def positive(name: str, value: float | None) -> None:
     """ValueError unless the number is positive and finite, or None."""
-    if value is not None and not 0 < value < math.inf:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, or None; got {value!r}")
+    if not 0 < value < math.inf:
         raise ValueError(f"{name} must be positive and finite; got {value!r}")
 
 
@@ -340,8 +356,6 @@ def _examples(
     home = home_of(model)
     if home.device is not None and inputs.device != home.device:
         raise ValueError(f"inputs are on device '{inputs.device}', but the model on '{home.device}'; nothing is moved")
-    if inputs.dtype != home.dtype and home.dtype in (torch.float32, torch.float64):
-        raise TypeError(f"inputs are {inputs.dtype}, but the model is {home.dtype}; both must have the same dtype")
     low, high = bounds_of(options.bounds)
     if inputs.numel():
         least, most = (float(end) for end in inputs.detach().aminmax())
@@ -381,10 +395,10 @@ def _eps(eps: float | Tensor, inputs: Tensor) -> Tensor:
 def _classes(classes: Any, name: str, inputs: Tensor) -> Tensor:
     if not isinstance(classes, Tensor):
         try:
-            classes = torch.as_tensor(classes, device=inputs.device)  # not where new tensors go by default
+            classes = torch.tensor(classes, device=inputs.device)  # not where new tensors go by default
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"{name} must be class indices ({len(inputs)},); got {type(classes).__name__}") from error
-    whole = not (classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool)
+    whole = classes.dtype in losses.INTEGERS and classes.layout is torch.strided and not classes.is_meta
     if classes.dim() != 1 or len(classes) != len(inputs) or not (whole or len(classes) == 0):
         raise ValueError(
             f"{name} must be class indices ({len(inputs)},); got {classes.dtype} of shape {tuple(classes.shape)}"

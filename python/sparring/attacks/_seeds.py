@@ -17,7 +17,7 @@ def example_seeds(inputs: Tensor, count: int, generator: torch.Generator | None)
     Neither the rest of the batch, nor its order, nor how many draws there are has a part in it.
     """
     base = _draw(generator, 1)[0].to_bytes(8, "little")
-    rows = inputs.detach().cpu().contiguous()
+    rows = inputs.detach().cpu().contiguous() + 0.0  # 0 and -0 are one number
     seeds = torch.empty(len(rows), count, dtype=torch.int64, device="cpu")
     if rows.numel() == 0:
         return seeds.zero_()

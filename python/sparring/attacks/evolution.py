@@ -17,7 +17,17 @@ from sparring.attacks._forward import answer, judged
 from sparring.attacks._model import device_and_dtype, held_still
 from sparring.attacks._norms import Bounds
 from sparring.attacks._result import AttackResult
-from sparring.attacks._search import Best, Options, Preprocessing, Problem, Query, answered, run
+from sparring.attacks._search import (
+    Best,
+    Options,
+    Preprocessing,
+    Problem,
+    Query,
+    answered,
+    bounds_of,
+    check_inputs,
+    run,
+)
 from sparring.attacks._seeds import example_seeds, seeds_by_place
 from sparring.attacks.recovery import Recovery
 from sparring.gradients import Lowered
@@ -95,7 +105,9 @@ def differential_evolution(
     Su, Vargas & Sakurai 2019, "One pixel attack for fooling deep neural networks".
     """
     _check_counts(pixels=pixels, batch_size=batch_size)
-    check(population, steps, strategy, mutation, recombination)
+    check(population, steps, strategy, mutation, recombination, called="steps")
+    check_inputs(inputs)
+    low, high = bounds_of(bounds)
     if inputs.dim() < 2 or 0 in inputs.shape[1:]:
         raise ValueError(f"inputs must be (B, C, H, W), (B, C, *grid) or (B, D), not empty; got {tuple(inputs.shape)}")
     seeds = example_seeds(inputs, 1, generator)[:, 0]
@@ -125,8 +137,7 @@ def differential_evolution(
             best.steps[at[new]] = found.generations[new]
         return best
 
-    width = bounds[1] - bounds[0]
-    options = Options(width, math.inf, targets, bounds, loss, preprocessing, return_result=True)
+    options = Options(high - low, math.inf, targets, bounds, loss, preprocessing, return_result=True)
     result = run(model, inputs, labels, attack, options)
     assert isinstance(result, AttackResult)
     changed = result.adv != inputs.clamp(*bounds)

@@ -14,7 +14,17 @@ from sparring import losses
 from sparring.attacks._box_lbfgs import CONVERGED, MOST_PAIRS, PENALTIES, REJECTED, BoxLbfgs
 from sparring.attacks._norms import Ball, Bounds
 from sparring.attacks._result import AttackResult
-from sparring.attacks._search import Best, Options, Preprocessing, Problem, positive, run, step_count
+from sparring.attacks._search import (
+    Best,
+    Options,
+    Preprocessing,
+    Problem,
+    bounds_of,
+    check_inputs,
+    positive,
+    run,
+    step_count,
+)
 from sparring.attacks._seeds import example_seeds
 from sparring.gradients import Lowered
 from sparring.losses import Loss
@@ -172,12 +182,14 @@ def lbfgs(
     Szegedy et al., "Intriguing properties of neural networks", 2013, section 4.1. The minimisation is described in
     ``csrc/ops/lbfgs_accept.h`` and ``csrc/ops/lbfgs_direction.h``.
     """
+    check_inputs(inputs)
+    low, high = bounds_of(bounds)
     choice = targets if isinstance(targets, str) else None
     if tolerance is None:
         tolerance = 1e-9 if inputs.dtype is torch.float64 else 1e-6
     settings = Settings(penalty, step_count(steps), weights, weight_tolerance, tolerance, history, tuple(sharpness))
     _check(settings, choice)
-    reach = max(1.0, (bounds[1] - bounds[0]) * inputs[:1].numel())  # no limit: every point of the box is nearer
+    reach = max(1.0, (high - low) * inputs[:1].numel())  # no limit: every point of the box is nearer
     options = Options(
         reach, penalty.split()[-1], None if isinstance(targets, str) else targets, bounds, loss, preprocessing,
         batch_size=batch_size, generator=generator, return_result=return_result,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sparring.attacks._forward import answer
 from sparring.attacks._norms import Ball, Bounds, Norm
 from sparring.attacks._result import AttackResult
-from sparring.attacks._search import Best, Options, Preprocessing, Problem, run
+from sparring.attacks._search import Best, Options, Preprocessing, Problem, check_inputs, run
 from sparring.attacks._seeds import example_seeds
 from sparring.gradients import Lowered
 from sparring.losses import Loss
@@ -98,6 +98,7 @@ def _noise(
 ) -> Tensor | AttackResult:
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
         raise ValueError(f"repeats must be an integer, at least 1; got {repeats!r}")
+    check_inputs(inputs)
     seeds = example_seeds(inputs, 1, options.generator)[:, 0].tolist()
 
     def attack(problem: Problem, rows: slice) -> Best:

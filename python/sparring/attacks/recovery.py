@@ -214,7 +214,7 @@ def recover(
 def _check_model(model: nn.Module, image: Tensor, targets: Tensor) -> None:
     """ValueError unless the model gives logits for the targets that depend on the image."""
     with torch.enable_grad():
-        logits = model(image.clone().requires_grad_())
+        logits = model(image.clone().requires_grad_().clone())
     if logits.dim() != 2 or len(logits) != len(image):
         raise ValueError(
             f"model must return logits ({len(image)}, K) for {len(image)} images, not {tuple(logits.shape)}"

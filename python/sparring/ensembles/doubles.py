@@ -60,6 +60,11 @@ class Double:
         finally:
             for name, tensor in own.items():
                 place, key = self._places[name]
+                if place[key] is not tensors[name] and isinstance(
+                    place[key], Tensor
+                ):  # ``self.count = self.count + 1``
+                    with torch.no_grad():
+                        tensors[name].copy_(place[key])
                 place[key] = tensor
 
 

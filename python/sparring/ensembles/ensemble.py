@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sparring.ensembles.mixture import Mixture
 from sparring.gradients import layers
 from sparring.gradients.lowering import lower
-from sparring.gradients.members import Members, stacked
+from sparring.gradients.members import Members, by_autograd, stacked
 from sparring.gradients.mixture import Combine
 from sparring.gradients.steps import Step
 
@@ -73,6 +73,10 @@ class Ensemble(Mixture):
     def member(self, index: int) -> nn.Module:
         """Member `index`, the module itself."""
         return self.models[index]
+
+    def members_by_autograd(self) -> list[Step]:
+        """The members one by one, each left to autograd, and their mixture."""
+        return [by_autograd([*self.models]), Combine(self)]
 
 
 def _steps(ensemble: Ensemble) -> list[Step]:

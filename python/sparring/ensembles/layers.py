@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable, Sequence
+from types import BuiltinFunctionType, FunctionType
 from typing import Any, cast
 
 import torch
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 
 from sparring.gradients.lowering import traced
 from sparring.gradients.products import product_with_few
+from sparring.tracing import PLAIN
 
 
 class StackedLinear(nn.Module):
@@ -163,6 +165,9 @@ _FLATTENS: tuple[Any, ...] = (torch.flatten, "flatten")
 _MEANS: tuple[Any, ...] = (torch.mean, "mean")
 
 
+_OWN = frozenset(vars(nn.Module()))
+
+
 class NotStacked(Exception):
     """Why networks cannot be computed at once."""
 
@@ -199,13 +204,33 @@ def check_architecture(models: Sequence[nn.Module]) -> None:
 
 
 def _architecture(model: nn.Module) -> list[str]:
-    """The modules of a network, with what they print and the shapes of their tensors."""
+    """The modules of a network, with what they print, the shapes of their tensors, and their other attributes."""
     lines = []
     for name, module in model.named_modules():
         tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         shapes = ", ".join(f"{key} {tuple(tensor.shape)} {tensor.dtype}" for key, tensor in tensors)
         lines.append(f"{name or 'the network'}: {type(module).__name__}({module.extra_repr()}) {shapes}".rstrip())
+        if not type(module).__module__.startswith("torch."):
+            lines += [f"{name or 'the network'}.{key} = {_text(value)}" for key, value in vars(module).items()
+                      if key not in _OWN]  # fmt: skip
     return lines
+
+
+def _text(value: Any, depth: int = 4) -> str:
+    """What a value is, alike for values that do the same."""
+    if depth == 0 or isinstance(value, nn.Module):
+        return type(value).__name__
+    if isinstance(value, (FunctionType, BuiltinFunctionType)):
+        return f"{value.__module__}.{value.__qualname__} {id(getattr(value, '__code__', value))}"
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return f"{type(value).__name__} {[_text(one, depth - 1) for one in value]}"
+    if isinstance(value, dict):
+        return f"{type(value).__name__} { {_text(key): _text(one, depth - 1) for key, one in value.items()} }"
+    if isinstance(value, Tensor):
+        return f"Tensor {tuple(value.shape)} {value.flatten()[:1000].tolist()}"
+    if type(value) in PLAIN or isinstance(value, type):
+        return repr(value)
+    return f"{type(value).__name__} {_text(vars(value), depth - 1) if hasattr(value, '__dict__') else ''}"
 
 
 def stacked_parameter(tensors: Sequence[Tensor]) -> nn.Parameter:

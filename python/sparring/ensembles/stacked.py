@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -26,7 +27,7 @@ from sparring.gradients import input_grad, layers
 from sparring.gradients.image_steps import channels_last
 from sparring.gradients.lowered import Lowered
 from sparring.gradients.lowering import lower, lowered_with
-from sparring.gradients.members import Members, OnDevice, dense_stack
+from sparring.gradients.members import Members, OnDevice, by_autograd, dense_stack
 from sparring.gradients.members import StackedConv2d as LoweredConv2d
 from sparring.gradients.members import StackedLinear as LoweredLinear
 from sparring.gradients.mixture import Combine, loss_grad
@@ -164,6 +165,11 @@ class StackedEnsemble(Mixture):
             raise ValueError(f"{path}: not an ensemble of such networks: {error}") from error
         return ensemble
 
+    def members_by_autograd(self) -> list[Step]:
+        """The members one by one, each left to autograd, and their mixture."""
+        calls = [functools.partial(_call, self.net, self._one, index) for index in range(len(self))]
+        return [by_autograd(calls), Combine(self)]
+
     def _template(self) -> nn.Module:
         """A module of the members' architecture, in the modes of the stack, with weights that do not count."""
         network = copy.deepcopy(self._one.network)
@@ -186,19 +192,24 @@ _FORMAT = "sparring stacked ensemble 1"
 def _lowered(ensemble: StackedEnsemble, index: int | None) -> Lowered:
     """Member `index`; or, with None, a network with the tensors of all."""
     net, template = ensemble.net, ensemble._template()
+    call = functools.partial(_call, net, ensemble._one, index)
+    return lowered_with(template, lambda name, module: Slice(module, net.get_submodule(name), index), call, net)
 
-    def call(x: Tensor) -> Tensor:
-        tensors = {name: tensor if index is None else tensor[index] for name, tensor in tensors_of(net)}
-        with ensemble._one.lent(net) as network:
-            return cast(Tensor, network(tensors, x))
 
-    return lowered_with(template, lambda name, module: Slice(module, net.get_submodule(name), index), call)
+def _call(net: nn.Module, doubles: Doubles, index: int | None, x: Tensor) -> Tensor:
+    tensors = {name: tensor if index is None else tensor[index] for name, tensor in tensors_of(net)}
+    if torch.is_grad_enabled():  # autograd cannot keep what was made in inference mode
+        tensors = {name: tensor.clone() if tensor.is_inference() else tensor for name, tensor in tensors.items()}
+    with doubles.lent(net) as network:
+        return cast(Tensor, network(tensors, x))
 
 
 def _steps(ensemble: StackedEnsemble) -> list[Step]:
     members = len(ensemble)
-    dense = None if ensemble.reasons else dense_stack(_lowered(ensemble, None).steps, members)
+    together = _lowered(ensemble, None)
+    dense = None if ensemble.reasons else dense_stack(together.steps, members)
     if dense is not None:
+        dense.plans = [together.plan]
         return [dense, Combine(ensemble)]
     one_by_one = Members([_lowered(ensemble, index) for index in range(members)])
     if ensemble.reasons:

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from sparring import losses
 from sparring._progress import Progress
-from sparring.attacks._model import held_still, preprocessed
+from sparring.attacks._model import held_still, keep_still, preprocessed
 from sparring.attacks._norms import Norm
 from sparring.attacks._result import GradientMaskingWarning
-from sparring.attacks._search import answered
+from sparring.attacks._search import answered, bounds_of
 from sparring.evaluation.masking import evidence
 from sparring.evaluation.plan import Entry, Key, Plan, Sizes, make_plans
 from sparring.evaluation.result import AttackRow, Evaluation, Examples
 from sparring.gradients import Lowered, lower
+from sparring.gradients.home import explained, home_of
 from sparring.training.streams import stream
 
 NORMS = {"Linf": math.inf, "L2": 2.0, "L1": 1.0}
@@ -108,12 +109,17 @@ def evaluate(
     module = model.model if isinstance(model, Lowered) else model
     if not isinstance(module, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, or what was lowered from one, not {type(module).__name__}")
-    _check(x, y, bounds, batch_size)
+    _check(x, y, bounds, batch_size, seed, tolerance, keep)
     x, y = x.detach().clamp(*bounds), y.long()  # attacks would start in the bounds too
+    home = home_of(module)
+    if home.device is not None and x.device != home.device:
+        raise ValueError(f"x is on device '{x.device}', but the model on '{home.device}'; nothing is moved")
     judge = preprocessed(module, preprocessing, x)
     with held_still(judge):
         lowered = lower(judge)
-        logits = torch.cat([_logits(judge, x[first : first + batch_size]) for first in range(0, len(x), batch_size)])
+        with explained(judge, x, "x"):
+            batches = range(0, len(x), batch_size)
+            logits = torch.cat([_logits(judge, x[first : first + batch_size]) for first in batches])
         if not bool(logits.isfinite().all()):
             bad = int((~logits.isfinite().all(1)).nonzero()[0])
             raise ValueError(f"model: its output for the unchanged example {bad} is not finite")
@@ -191,6 +197,7 @@ class _Trial:
             begun = time.perf_counter()
             try:
                 result = self._call(x, y, arguments)
+                keep_still(self.judge)  # an attack of the user's may have set modes
                 if x.is_cuda:
                     torch.cuda.synchronize(x.device)
                 self.seconds += time.perf_counter() - begun
@@ -286,27 +293,35 @@ def _in_a_line(error: Exception) -> str:
     return text.splitlines()[0]
 
 
-def _check(x: Tensor, y: Tensor, bounds: tuple[float, float], batch_size: int) -> None:
+def _check(
+    x: Tensor, y: Tensor, bounds: tuple[float, float], batch_size: int, seed: int, tolerance: float, keep: int
+) -> None:
     if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64) or x.dim() < 2:
         got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"x must be a float32 or float64 tensor (N, ...), not {got}")
     if len(x) == 0:
         raise ValueError("x holds no examples")
-    if not isinstance(y, Tensor) or y.is_floating_point() or y.dtype == torch.bool or y.shape != x.shape[:1]:
+    if x.layout is not torch.strided or x.is_meta:
+        raise TypeError(f"x must be a dense tensor of numbers, not of layout {x.layout} on {x.device}")
+    sparse = isinstance(y, Tensor) and (y.layout is not torch.strided or y.is_meta)
+    if not isinstance(y, Tensor) or sparse or y.dtype not in losses.INTEGERS or y.shape != x.shape[:1]:
         got = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
         raise TypeError(f"y must be class indices ({len(x)},), not {got}")
     if y.device != x.device:
         raise ValueError(f"y is on device '{y.device}', but x on '{x.device}'; nothing is moved")
     if int(y.min()) < 0:
         raise ValueError(f"y holds the class {int(y.min())}; classes are counted from 0")
-    low, high = bounds
-    if not low < high:
-        raise ValueError(f"bounds must be (lo, hi) with lo < hi; got {bounds}")
+    low, high = bounds_of(bounds)
     least, most = (float(end) for end in x.aminmax())
     if not (least >= low - OUTSIDE and most <= high + OUTSIDE):
         raise ValueError(
             f"x ranges over [{least:.7g}, {most:.7g}], outside bounds {bounds}; scale it, or pass the bounds it has. "
             "A model that wants normalised inputs takes preprocessing={'mean': ..., 'std': ...}"
         )
+    for name, value in (("seed", seed), ("keep", keep)):
+        if type(value) is not int or value < 0:
+            raise ValueError(f"{name} must be an integer of at least 0; got {value!r}")
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 <= tolerance < math.inf:
+        raise ValueError(f"tolerance must be at least 0 and finite; got {tolerance!r}")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be an integer of at least 1; got {batch_size!r}")

@@ -121,7 +121,7 @@ def make_plans(
             for plan in _plans(_for_few_classes(name, outputs), [threat], default, count)
         ]
     else:
-        if isinstance(entries, str | Mapping) or callable(entries):
+        if isinstance(entries, str | Mapping) or callable(entries) or not isinstance(entries, Iterable):
             raise ValueError("attacks is a list of attacks; for a single one, a list of one")
         plans = [plan for entry in entries for plan in _plans(entry, threats, default, count)]
     if not plans:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,9 +11,11 @@ from torch import Tensor
 
 from sparring import losses
 from sparring.gradients import fused
+from sparring.gradients.home import explained
 from sparring.gradients.lowered import Lowered, Model, without_grad
 from sparring.gradients.lowering import lower
 from sparring.gradients.mixture import loss_grad
+from sparring.gradients.steps import NotLowered
 from sparring.losses import Loss
 
 
@@ -79,9 +82,9 @@ def input_grad(
     losses.check_indices(labels, "labels", batch, x.device)
     if targets is not None:
         losses.check_indices(targets, "targets", batch, x.device)
-    return asked(
-        lower(model).take(x, precision), x, labels, loss, targets, spans_of(labels, targets), precision, memory
-    )
+    with explained(model, x, "x"):
+        taken = lower(model).take(x, precision)
+        return asked(taken, x, labels, loss, targets, spans_of(labels, targets), precision, memory)
 
 
 Spans = tuple[losses.Span, losses.Span | None]
@@ -96,6 +99,17 @@ def asked(
     precision: str = "float32", memory: int = 2**30,
 ) -> InputGrad:  # fmt: skip
     """`input_grad` of a model that was taken for the call, and of classes whose `spans` are known: nothing waits."""
+    try:
+        return _asked(lowered, x, labels, loss, targets, spans, precision, memory)
+    except NotLowered:  # known only now that the steps are gone through
+        left = lowered.left_to_autograd(x, precision)
+        return _asked(left, x, labels, loss, targets, spans, precision, memory)
+
+
+def _asked(
+    lowered: Lowered, x: Tensor, labels: Tensor, loss: Loss, targets: Tensor | None, spans: Spans, precision: str,
+    memory: int,
+) -> InputGrad:  # fmt: skip
     batch, rows = x.shape[0], lowered.examples_in(memory, x, precision)
     if rows >= batch:
         return _input_grad(lowered, x, labels, loss, targets, spans, precision)
@@ -129,9 +143,21 @@ def jacobian(
         Bytes for intermediate results, besides the (B, K, ...) that are returned.
     """
     _check(x, precision)
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-    lowered = lower(model).take(x, precision)
+    if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
+        raise ValueError(f"chunk_size must be at least 1, an integer, or None; got {chunk_size!r}")
+    with explained(model, x, "x"):
+        lowered = lower(model).take(x, precision)
+        try:
+            return _whole_jacobian(lowered, x, classes, chunk_size, precision, memory)
+        except NotLowered:
+            left = lowered.left_to_autograd(x, precision)
+            return _whole_jacobian(left, x, classes, chunk_size, precision, memory)
+
+
+def _whole_jacobian(
+    lowered: Lowered, x: Tensor, classes: Sequence[int] | Tensor | None, chunk_size: int | None, precision: str,
+    memory: int,
+) -> Tensor:  # fmt: skip
     room = lowered.examples_in(memory, x, precision)
     if room < x.shape[0]:
         return torch.cat(
@@ -189,12 +215,21 @@ def _check(x: Tensor, precision: str) -> None:
         raise TypeError(f"x must be a torch tensor, not {type(x).__name__}")
     if not x.is_floating_point():
         raise TypeError(f"x must be floating-point, not {str(x.dtype).removeprefix('torch.')}")
+    if x.layout is not torch.strided or x.is_meta or x.is_quantized:
+        raise TypeError(f"x must be a dense tensor with numbers, not {_kind(x)}")
     if x.ndim < 1:
         raise ValueError("x must have a batch dimension (shape (B, ...)), but is a scalar")
 
 
+def _kind(x: Tensor) -> str:
+    return "one on the meta device" if x.is_meta else "a quantised one" if x.is_quantized else f"of layout {x.layout}"
+
+
 def _chosen(classes: Sequence[int] | Tensor, count: int) -> list[int]:
-    chosen = [int(k) for k in classes]
+    try:
+        chosen = [operator.index(k) for k in classes]
+    except TypeError:
+        raise TypeError(f"classes must be integers in 0 ... {count - 1}; got {classes!r}") from None
     if any(not 0 <= k < count for k in chosen):
         raise ValueError(f"classes must lie in 0 ... {count - 1}; got {chosen}")
     return chosen

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from sparring.gradients.lowered import Lowered, run
+from sparring.gradients.lowered import Lowered, run, taken
 from sparring.gradients.steps import NotLowered
 
 _ROWS = 4  # of the caller's
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}  # relative to a row's largest entry
 _COARSE = 5e-2  # for what has fewer bits
+TELLS_NOTHING = "on these rows all gradients are zero"
+
 _ASIDE = 0.01  # how far, in terms of its deviation, a row is moved for another look
 
 
@@ -26,9 +26,9 @@ def disagreement(lowered: Lowered, x: Tensor) -> str | None:
     rows = x.detach()[_spread(len(x), x.device)] if len(x) > _ROWS else x.detach()
     try:
         why = _difference(lowered, rows)
-        if why is not None and "gradient" in why:
+        if why is not None and "gradient is" in why:
             aside = rows + _ASIDE * (rows.flatten(1).mean(1).reshape(-1, *[1] * (rows.ndim - 1)) - rows)
-            return why if _difference(lowered, aside) is not None else None
+            return why if _difference(lowered, aside) not in (None, TELLS_NOTHING) else None
         return why
     except NotLowered as why_not:
         return str(why_not)
@@ -38,40 +38,25 @@ def disagreement(lowered: Lowered, x: Tensor) -> str | None:
 
 
 def _difference(lowered: Lowered, rows: Tensor) -> str | None:
-    steps, model = lowered.plan.steps or [], lowered.model
-    if lowered.mixture is not None:  # each member by itself; how they are mixed is ours
-        steps, model = steps[:-1], lowered.mixture.ensemble.member_logits
-    logits, grad = _by_autograd(model, rows)
-    with torch.no_grad():
-        again = model(rows.clone())
-        if again.shape != logits.shape or logits.ndim < 2:
-            return "the model does not return logits (B, K)"
-        ours, tape = run(steps, rows, "float32")
-        if ours.shape != logits.shape:
-            return f"the plan gives logits of shape {tuple(ours.shape)}, the model {tuple(logits.shape)}"
-        if not _close(again.flatten(0, -2), logits.flatten(0, -2)):
-            return "the model's answer to the same question changes"
-        if not _close(ours.flatten(0, -2), logits.flatten(0, -2)):
-            return "the plan's logits are not the model's"
-        towards = _weights(ours)
-        for step, saved in reversed(tape):
-            towards = step.backward(towards, saved)
-    count = len(rows)
-    return (
-        None
-        if _close(towards.reshape(count, -1), grad.reshape(count, -1))
-        else "the plan's gradient is not the model's"
-    )
-
-
-def _by_autograd(model: Callable[[Tensor], Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.inference_mode(False), torch.enable_grad():
-        leaf = rows.clone().requires_grad_()
-        logits = model(leaf.clone())
-        if not logits.requires_grad:
-            return logits.detach(), torch.zeros_like(rows)
-        (grad,) = torch.autograd.grad(logits, leaf, _weights(logits), allow_unused=True, materialize_grads=True)
-    return logits.detach().clone(), grad
+    steps, by_autograd = lowered.plan.steps or [], taken(lowered.by_autograd, rows, "float32")
+    if len(by_autograd) > 1 and lowered.mixture is not None:  # each member by itself; how they are mixed is ours
+        steps, by_autograd = steps[:-1], by_autograd[:-1]
+    logits, tape = run(by_autograd, rows, "float32")
+    again, _ = run(by_autograd, rows, "float32")
+    ours, our_tape = run(steps, rows, "float32")
+    if again.shape != logits.shape or logits.ndim < 2:
+        return "the model does not return logits (B, K)"
+    if ours.shape != logits.shape:
+        return f"the plan gives logits of shape {tuple(ours.shape)}, the model {tuple(logits.shape)}"
+    if not _close(again.flatten(0, -2), logits.flatten(0, -2)):
+        return "the model's answer to the same question changes"
+    if not _close(ours.flatten(0, -2), logits.flatten(0, -2)):
+        return "the plan's logits are not the model's"
+    grad = lowered.backward(_weights(logits), tape).reshape(len(rows), -1)
+    towards = lowered.backward(_weights(ours), our_tape).reshape(len(rows), -1)
+    if not _close(towards, grad):
+        return "the plan's gradient is not the model's"
+    return None if bool((grad != 0).any()) else TELLS_NOTHING
 
 
 def _weights(logits: Tensor) -> Tensor:

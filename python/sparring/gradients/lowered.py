@@ -35,16 +35,32 @@ class Lowered:
         Why autograd does the work; empty where it does not.
     """
 
-    def __init__(self, model: Model, plan: Plan, taken: list[Step] | None = None) -> None:
-        self.model, self.plan = model, plan
-        self._autograd: list[Step] = [Autograd(model)]
+    def __init__(self, model: Model, plan: Plan | None, taken: list[Step] | None = None) -> None:
+        self.model, self._plan = model, plan
         self._taken = taken  # for the time of one call: steps that were compared with the model, with their weights
+
+    @property
+    def plan(self) -> Plan:
+        if self._plan is None:  # a copy, whose model was not whole when it was made
+            from sparring.gradients.lowering import lower
+
+            self._plan = lower(self.model).plan
+        return self._plan
 
     @property
     def steps(self) -> list[Step]:
         if self._taken is not None:
             return self._taken
-        return self._autograd if self.plan.steps is None or any(self.plan.verdicts.values()) else self.plan.steps
+        return (
+            self.plan.steps
+            if self.plan.steps is not None and not any(self.plan.verdicts.values())
+            else self.by_autograd
+        )
+
+    @property
+    def by_autograd(self) -> list[Step]:
+        """Steps of autograd alone; of an ensemble each member's, and then the mixture."""
+        return self.plan.by_autograd or [Autograd(self.model)]
 
     @property
     def reasons(self) -> list[str]:
@@ -63,9 +79,7 @@ class Lowered:
         return f"Lowered({names})" if self.is_lowered else f"Lowered(reasons={self.reasons})"
 
     def __reduce__(self) -> tuple[Callable[[Model], Lowered], tuple[Model]]:
-        from sparring.gradients.lowering import lower
-
-        return lower, (self.model,)  # copies and pickles are plans of the copied model
+        return _of_copy, (self.model,)  # copies and pickles are plans of the copied model
 
     def renewed(self, lower: Callable[[Model], Lowered]) -> Lowered:
         """What the model is taken apart into now; itself, within the one call that it was taken for."""
@@ -75,21 +89,26 @@ class Lowered:
         """For one call on inputs like `x` (B, ...): compared with the model, and with the weights of now."""
         if self._taken is not None:
             return self
-        if self.plan.steps is None or not undisturbed(x):
-            return self._left_to_autograd(x, precision)
+        plan = self.plan
+        if plan.steps is None or not undisturbed(x):
+            return self.left_to_autograd(x, precision)
         kind = (x.shape[1:], x.dtype, x.device)
-        if len(x) and kind not in self.plan.verdicts:
-            from sparring.gradients.comparison import disagreement
+        why = plan.verdicts.get(kind)
+        if len(x) and kind not in plan.verdicts:
+            from sparring.gradients.comparison import TELLS_NOTHING, disagreement
 
-            self.plan.verdicts[kind] = disagreement(self, x)
-        if self.plan.verdicts.get(kind):
-            return self._left_to_autograd(x, precision)
-        return Lowered(self.model, self.plan, taken(self.plan.steps, x, precision))
+            why = disagreement(self, x)
+            if why is not TELLS_NOTHING:  # other rows may
+                plan.verdicts[kind] = why
+        return (
+            Lowered(self.model, plan, taken(plan.steps, x, precision))
+            if why is None
+            else self.left_to_autograd(x, precision)
+        )
 
-    def _left_to_autograd(self, x: Tensor, precision: str) -> Lowered:
-        result = Lowered(self.model, self.plan)
-        result._taken = result._autograd = taken(self._autograd, x, precision)
-        return result
+    def left_to_autograd(self, x: Tensor, precision: str) -> Lowered:
+        """The same for a call that the plan does not serve."""
+        return Lowered(self.model, self.plan, taken(self.by_autograd, x, precision))
 
     def forward(self, x: Tensor, precision: str = "float32", unmixed: bool = False) -> tuple[Tensor, Tape]:
         """Logits, and what `backward` needs: each step with what it saved; after `take`.
@@ -106,7 +125,7 @@ class Lowered:
         if memory < 1:
             raise ValueError(f"memory must be at least 1 byte, got {memory}")
         batch = x.shape[0]
-        if batch < 2 or self.steps is self._autograd or self.plan.reasons:
+        if batch < 2 or self.plan.reasons or any(isinstance(step, Autograd) for step in self.steps):
             return max(1, batch)
         key = (x.shape[1:], x.dtype, precision)
         known = self.plan.sizes.get(key)
@@ -135,6 +154,10 @@ class Lowered:
         return grad
 
 
+def _of_copy(model: Model) -> Lowered:
+    return Lowered(model, None)
+
+
 def taken(steps: list[Step], x: Tensor, precision: str) -> list[Step]:
     """The steps for one call: those that keep copies of weights with copies of the weights of now."""
     return [step.take(x, precision) if hasattr(step, "take") else step for step in steps]
@@ -151,6 +174,7 @@ def run(steps: list[Step], x: Tensor, precision: str, sizes: list[int] | None = 
     Bytes of the steps' outputs are appended to `sizes`.
     """
     tape: Tape = []
+    given = x
     with without_grad():
         x = x.detach()
         if precision == "bf16" and not (steps and hasattr(steps[0], "takes_precision")):
@@ -160,6 +184,8 @@ def run(steps: list[Step], x: Tensor, precision: str, sizes: list[int] | None = 
             tape.append((step, saved))
             if sizes is not None:
                 sizes.append(_bytes(x))
+        if x.untyped_storage().data_ptr() == given.untyped_storage().data_ptr():
+            x = x.clone()  # logits are not the caller's images
     return x, tape
 
 

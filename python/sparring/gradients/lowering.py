@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import threading
 import weakref
+from typing import Any
 
 from torch import fx, nn
 
 from sparring.gradients import layers
 from sparring.gradients.chain import NoChain, TensorsOf, follow, fused, listed
 from sparring.gradients.lowered import Lowered, Model
-from sparring.gradients.plan import Plan, Signature, obstacles, own_modules
-from sparring.gradients.steps import NotLowered, Step
-from sparring.tracing import TooMuch, Untraceable, reads, trace
+from sparring.gradients.plan import HOOKS, Plan, Signature, obstacles
+from sparring.gradients.steps import Autograd, NotLowered, Step
+from sparring.tracing import Reads, Untraceable, trace
 
 _plans: weakref.WeakKeyDictionary[nn.Module, tuple[Signature, Plan]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
@@ -44,53 +45,69 @@ def lower(model: Model) -> Lowered:
         return Lowered(model, Plan(None, [f"{type(model).__name__} is not a torch.nn.Module"]))
     with _lock:
         known = _plans.get(model)
-    try:
-        if known is None or not known[0].same(model):
+    if known is None or not known[0].same(model) or any(reads.changed() for reads in known[1].reads):
+        try:
             known = Signature(model), _plan(model)
-            with _lock:
-                _plans[model] = known
-    except TooMuch:
-        return Lowered(model, Plan(None, ["holds more objects than can be watched"]))
+        except RuntimeError as error:  # another thread changes what is looked at
+            return Lowered(model, Plan(None, [str(error)]))
+        with _lock:
+            _plans[model] = known
     return Lowered(model, known[1])
 
 
-def lowered_with(model: nn.Module, tensors_of: TensorsOf, call: Model) -> Lowered:
+def lowered_with(model: nn.Module, tensors_of: TensorsOf, call: Model, like: nn.Module) -> Lowered:
     """`lower` for a network like `model` whose tensors are elsewhere, and that is called by `call`.
 
-    `tensors_of` a module of `model`, and its name, is something with its attributes and the other tensors.
+    `tensors_of` a module of `model`, and its name, is something with its attributes and the other tensors. What forward
+    reads is watched in `like`, which has modules of the same names.
     """
-    reasons = obstacles(model) or reads(module for _, module in own_modules(model)).reasons
-    return Lowered(call, Plan(None, reasons) if reasons else _made(model, tensors_of))
+    reasons = obstacles(model, _has_plans_inside)
+    return Lowered(call, Plan(None, reasons) if reasons else _made(model, tensors_of, like))
 
 
 def traced(model: nn.Module) -> fx.Graph | str:
     """The graph of forward, whose nodes are the layers that are known, or why there is none."""
-    reasons = reads(model.modules()).reasons
-    if reasons:
-        return reasons[0]
     try:
-        return trace(model, _is_known)
+        return trace(model, _is_known)[0]
     except Untraceable as why:
         return str(why)
 
 
 def _plan(model: nn.Module) -> Plan:
-    reasons = obstacles(model) or reads(module for _, module in own_modules(model)).reasons
-    if reasons:
-        return Plan(None, reasons)
+    reasons = obstacles(model, _has_plans_inside)
     # The cache must not keep its key alive.
-    return _made(model, lambda name, module: module if name else weakref.proxy(module))
+    plan = (
+        Plan(None, reasons)
+        if reasons
+        else _made(model, lambda name, module: module if name else weakref.proxy(module), model)
+    )
+    plan.by_autograd = _by_autograd(model, weakref.proxy(model))
+    return plan
 
 
-def _made(model: nn.Module, tensors_of: TensorsOf) -> Plan:
+def _by_autograd(model: nn.Module, reference: Any) -> list[Step] | None:
+    """Autograd on each member of an ensemble, and what is in front of it, so that the mixture's loss is what it is."""
+    kind: Any = type(model)
+    if kind in layers.MODULES and hasattr(kind, "members_by_autograd"):
+        return list(kind.members_by_autograd(reference))
+    if type(model) is not nn.Sequential or not len(model) or any(vars(model)[hooks] for hooks in HOOKS):
+        return None
+    *before, last = model
+    behind = _by_autograd(last, last)
+    return behind and [Autograd(nn.Sequential(*before).train(model.training)), *behind]
+
+
+def _made(model: nn.Module, tensors_of: TensorsOf, like: nn.Module) -> Plan:
+    reads: list[Reads] = []
     try:
-        steps = fused(_walk(model, "", tensors_of))
+        steps = fused(_walk(model, "", tensors_of, like, reads))
     except NoChain as why:
         return Plan(None, why.reasons)
-    return Plan(steps, [reason for step in steps for reason in getattr(step, "reasons", [])])
+    reads += [one for step in steps for plan in getattr(step, "plans", []) for one in plan.reads]
+    return Plan(steps, [reason for step in steps for reason in getattr(step, "reasons", [])], reads)
 
 
-def _walk(module: nn.Module, name: str, tensors_of: TensorsOf) -> list[Step]:
+def _walk(module: nn.Module, name: str, tensors_of: TensorsOf, like: nn.Module, reads: list[Reads]) -> list[Step]:
     """Steps of a module: of a layer that is known, of each part of a `Sequential`, or of a forward that is traced."""
     kind = type(module)
     label = f"{name} ({kind.__name__})" if name else kind.__name__
@@ -104,7 +121,7 @@ def _walk(module: nn.Module, name: str, tensors_of: TensorsOf) -> list[Step]:
         parts, reasons = [], []
         for key, part in module._modules.items():
             try:
-                parts += _walk(part, prefix + key, tensors_of)  # type: ignore[arg-type]
+                parts += _walk(part, prefix + key, tensors_of, like, reads)  # type: ignore[arg-type]
             except NoChain as why:
                 reasons += why.reasons
         if reasons:
@@ -113,13 +130,20 @@ def _walk(module: nn.Module, name: str, tensors_of: TensorsOf) -> list[Step]:
     if kind.__module__.startswith(("torch.nn", "torch.ao.nn")):
         raise NoChain([f"{label}: not a layer that is known"])
     try:
-        graph = trace(module, _is_known)
+        graph, read = trace(module, _is_known)
+        read.bind(like, name)
+        reads.append(read)
     except Untraceable as why:
         raise NoChain([str(why) if not name else f"{label}: {why}"]) from None
     try:
         return follow(graph, module, lambda inner, part: tensors_of(_joined(name, inner), part))
     except NoChain as why:
         raise NoChain([prefix + reason for reason in why.reasons]) from None
+
+
+def _has_plans_inside(module: nn.Module) -> bool:
+    """Whether the modules in a module are lowered by themselves: the members of an ensemble."""
+    return type(module) in layers.MODULES and hasattr(module, "members_have_plans")
 
 
 def _is_known(module: nn.Module) -> bool:

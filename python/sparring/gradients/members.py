@@ -16,7 +16,8 @@ from torch import Tensor
 
 from sparring.gradients import kernels
 from sparring.gradients.image_steps import Conv2d
-from sparring.gradients.lowered import Lowered, taken
+from sparring.gradients.lowered import Lowered, Model, taken
+from sparring.gradients.plan import Plan
 from sparring.gradients.products import contents_of, linear, packed, side_by_side
 from sparring.gradients.steps import IDENTITY, Flatten, Linear, Live, NotLowered, Reshape, Step, as_dtype
 
@@ -28,6 +29,7 @@ class Members:
 
     def __init__(self, members: Sequence[Lowered]) -> None:
         self.members = members
+        self.plans = [member.plan for member in members]
         self.reasons = [f"member {i}: {reason}" for i, member in enumerate(members) for reason in member.reasons]
 
     def take(self, x: Tensor, precision: str) -> Members:
@@ -60,7 +62,7 @@ class OnDevice:
 
     def __init__(self, one_by_one: Members, side_by_side: Lowered, members: int) -> None:
         self.one_by_one, self.side_by_side, self.members = one_by_one, side_by_side, members
-        self.reasons = one_by_one.reasons
+        self.reasons, self.plans = one_by_one.reasons, [*one_by_one.plans, side_by_side.plan]
 
     def take(self, x: Tensor, precision: str) -> OnDevice:
         """With the weights of now."""
@@ -133,6 +135,7 @@ class StackedDense:
         self.reshapes, self.layers = reshapes, layers
         self.activations = [of_members[0].activation for of_members in layers]
         self.joined, self.members = members is not None, members or len(layers[0])
+        self.plans: list[Plan] = []  # of the members
         self._kept: tuple[Any, Stack] | None = None
         self._taken: Stack | None = None
         self._idle: list[dict[Any, Tensor]] = []
@@ -251,6 +254,11 @@ class Buffers:
             self._idle.append(self._tensors)
 
 
+def by_autograd(members: Sequence[Model]) -> Members:
+    """Members that are left to autograd."""
+    return Members([Lowered(member, Plan(None, ["left to autograd"])) for member in members])
+
+
 def stacked(members: Sequence[Lowered]) -> StackedDense | None:
     """All members as one stack, if they are linear layers of one shape throughout, behind the same reshapes."""
     if not all(member.is_lowered for member in members):
@@ -268,7 +276,9 @@ def stacked(members: Sequence[Lowered]) -> StackedDense | None:
         layers.append(dense)
     if not layers or any(len(chain) != count + len(layers) for chain in chains):
         return None
-    return StackedDense(reshapes, layers)
+    stack = StackedDense(reshapes, layers)
+    stack.plans = [member.plan for member in members]
+    return stack
 
 
 def dense_stack(steps: list[Step], members: int) -> StackedDense | None:

@@ -18,7 +18,10 @@ _BETWEEN_EQUALS = 1e-6  # of the mean probability, added to a share of votes
 
 
 def mix(logits: Tensor, weights: Tensor, combine: str) -> Tensor:
-    """The logits of a mixture, (B, K), from its members', (M, B, K): see `sparring.Ensemble`."""
+    """The logits of a mixture, (B, K), from its members', (M, B, K): see `sparring.Ensemble`.
+
+    To autograd, a vote has the gradient of the mean probabilities.
+    """
     weights = weights.to(logits.dtype)[:, None, None]
     if combine == "logits":
         return (weights * logits).sum(0)
@@ -27,7 +30,8 @@ def mix(logits: Tensor, weights: Tensor, combine: str) -> Tensor:
     mixed = (weights.log() + logits.log_softmax(-1)).logsumexp(0)
     if combine == "vote":
         votes = (weights * F.one_hot(logits.argmax(-1), logits.shape[-1])).sum(0)
-        return torch.logaddexp(votes.log(), mixed + math.log(_BETWEEN_EQUALS))
+        shown = torch.logaddexp(votes.log(), mixed.detach() + math.log(_BETWEEN_EQUALS))
+        return shown + (mixed - mixed.detach()) if mixed.requires_grad else shown
     return mixed
 
 
@@ -104,5 +108,7 @@ def _loss_grad(loss: Loss, logits: Tensor, mixture: Combine | None, labels: Tens
             value = (mixture.weights.to(each)[:, None] * each).sum(0)
         else:
             value = losses.value(loss, mixed, labels, targets)
-        (grad,) = torch.autograd.grad(value.sum(), leaf)
+        if not value.requires_grad:
+            raise ValueError("loss must be differentiable: what it returns does not depend on the logits through torch")
+        (grad,) = torch.autograd.grad(value.sum(), leaf, materialize_grads=True)
     return LossGrad(value.detach(), grad, mixed.detach())

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from torch.nn.parameter import is_lazy
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
+from sparring.gradients.originals import patched
 from sparring.gradients.steps import Step
-from sparring.tracing import Reads, fingerprint, forward_of, reads
+from sparring.tracing import PLAIN, Reads, look_up
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = tuple(name for name in vars(torch_module) if name.startswith("_global_") and name.endswith("_hooks"))
-_OWN = frozenset(vars(nn.Module()))  # attributes that every module has
 
 
 class Plan:
@@ -28,65 +30,87 @@ class Plan:
         None where the model is left to autograd.
     reasons
         Why it is.
+    reads
+        What the model's forwards read beside their arguments.
     sizes
         Bytes that an example takes, by its kind: see `Lowered.examples_in`.
+    by_autograd
+        What stands in for the steps, where it is not autograd on the model as a whole.
     verdicts
         For each kind of input that the plan has met: why autograd does the work there, or None where the plan does;
         it was compared with the model then.
     """
 
-    def __init__(self, steps: list[Step] | None, reasons: list[str]) -> None:
-        self.steps, self.reasons = steps, reasons
+    def __init__(self, steps: list[Step] | None, reasons: list[str], reads: Sequence[Reads] = ()) -> None:
+        self.steps, self.reasons, self.reads = steps, reasons, reads
+        self.by_autograd: list[Step] | None = None
         self.sizes: dict[Any, tuple[int, int]] = {}
         self.verdicts: dict[Any, str | None] = {}
 
 
 class Signature:
-    """What a plan depends on; `same` says whether that is as it was. Weights are not part of it."""
+    """How a model is built; `same` says whether it is as it was. Weights are not part of it."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.reads: Reads = reads(model.modules())
         self._parts = _parts(model)
 
     def same(self, model: nn.Module) -> bool:
-        return not self.reads.changed() and self._parts == _parts(model)
+        try:
+            return self._parts == _parts(model)
+        except RuntimeError:  # another thread changes a dict
+            return False
 
 
 def _parts(model: nn.Module) -> list[Any]:
-    parts: list[Any] = [len(getattr(torch_module, name)) for name in _GLOBAL_HOOKS]
-    for module in model.modules():
+    """What a plan depends on, of all modules, each as often as it is there."""
+    parts: list[Any] = [patched(), *(len(getattr(torch_module, name)) for name in _GLOBAL_HOOKS)]
+    waiting, seen = [model], set[int]()
+    while waiting:
+        module = waiting.pop()
         values, kind = vars(module), type(module)
-        parts.append((id(module), kind, forward_of(kind), *(len(values[name]) for name in _HOOKS if name in values)))
-        trusted = kind.__module__.startswith(("torch.", "sparring."))
-        parts.append([_seen(value, trusted or name in _OWN) for name, value in values.items()])
+        parts.append((weakref.ref(module, None), kind, look_up(kind, "forward"), look_up(kind, "__call__")))
+        if id(module) in seen or isinstance(module, torch.jit.ScriptModule):
+            continue
+        seen.add(id(module))
+        parts.append([len(values[name]) for name in HOOKS if name in values])
+        for name, value in [*values.items()]:
+            if name == "_modules":
+                parts += value  # their names; they themselves come later
+                waiting += [part for part in [*value.values()] if part is not None]
+            elif name in ("_parameters", "_buffers"):
+                parts += [
+                    (key, None if one is None or is_lazy(one) else (one.dtype, one.shape))
+                    for key, one in [*value.items()]
+                ]
+            elif type(value) in PLAIN:
+                parts.append((name, value))
+            else:
+                parts.append(name)
     return parts
 
 
-def _seen(value: Any, shallow: bool) -> Any:
-    if type(value) in (int, bool, str, float, type(None)):
-        return value
-    return id(value) if shallow else fingerprint(value)
-
-
-def own_modules(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The modules that a plan is made of; the members of an ensemble have plans of their own."""
+def _modules_of(
+    model: nn.Module, stops_at: Callable[[nn.Module], bool] | None, name: str = ""
+) -> Iterator[tuple[str, nn.Module]]:
     yield name, model
-    if not getattr(model, "members_have_plans", False):
+    if stops_at is None or not stops_at(model):
         for key, module in model.named_children():
-            yield from own_modules(module, f"{name}.{key}" if name else key)
+            yield from _modules_of(module, stops_at, f"{name}.{key}" if name else key)
 
 
-def obstacles(model: nn.Module) -> list[str]:
-    """What makes a call of a module more than its forward."""
+def obstacles(model: nn.Module, stops_at: Callable[[nn.Module], bool] | None = None) -> list[str]:
+    """What makes a call of a module more than its forward; not looked for inside of modules that it `stops_at`."""
     if any(getattr(torch_module, name) for name in _GLOBAL_HOOKS):
         return ["global module hooks"]
+    if patched():
+        return [f"torch's {', '.join(patched())} is not torch's own"]
     reasons = []
-    for name, module in own_modules(model):
+    for name, module in _modules_of(model, stops_at):
         label = f"{name or 'model'} ({type(module).__name__})"
         if isinstance(module, torch.jit.ScriptModule):
             reasons.append(f"{label}: a TorchScript module")
             continue
-        if any(vars(module).get(hooks) for hooks in _HOOKS):
+        if any(vars(module).get(hooks) for hooks in HOOKS):
             reasons.append(f"{label}: has hooks")
         elif "forward" in vars(module):
             reasons.append(f"{label}: its forward is an attribute of the instance")

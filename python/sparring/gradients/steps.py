@@ -316,7 +316,7 @@ class Autograd:
     def backward(self, grad: Tensor, saved: tuple[Tensor, Tensor]) -> Tensor:
         leaf, output = saved
         blocks, _ = _blocks(grad.to(output.dtype), output)
-        if not output.requires_grad:
+        if not output.requires_grad or not len(leaf):
             return leaf.new_zeros((grad.shape[0], *leaf.shape[1:]))
         with torch.inference_mode(False):
             towards = [

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
+import operator
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from sparring.tracing.state import fingerprint
+from sparring.tracing.reading import Reads, Unreadable, Withheld, may_be_held
 
 IsLeaf = Callable[[nn.Module], bool]
 
@@ -50,6 +51,8 @@ _RANDOM = frozenset(
         "get_rng_state",
     )
 )
+_OWN = frozenset(vars(nn.Module()))  # attributes that every module has, but for its mode
+_OWN -= {"training"}
 _APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
 
 
@@ -57,14 +60,14 @@ class Untraceable(Exception):
     """Why forward has no graph."""
 
 
-def trace(model: nn.Module, is_leaf: IsLeaf) -> fx.Graph:
-    """The graph of ``model(x)``; neither `model` is touched, nor what it holds, nor any generator.
+def trace(model: nn.Module, is_leaf: IsLeaf) -> tuple[fx.Graph, Reads]:
+    """The graph of ``model(x)``, and what forward reads beside `x`; nothing of `model` or of the program is touched.
 
     Parameters
     ----------
     model
         Its forward runs on a copy, once. The copy's parameters and buffers have the shape, dtype and device of the
-        model's, but no memory and no meaning.
+        model's, but no memory and no meaning; it is not given the model's lists, dicts and other objects.
     is_leaf
         Which modules are one node of the graph; all others in `torch.nn` but `Sequential` are, too.
 
@@ -72,29 +75,30 @@ def trace(model: nn.Module, is_leaf: IsLeaf) -> fx.Graph:
     ------
     Untraceable
         Where forward does what a graph does not show: it follows values, hides something from autograd, draws random
-        numbers, makes tensors, or changes what it holds. Or where it fails on proxies.
+        numbers, makes tensors, or reads or changes what is not its own. Or where it fails on proxies.
     """
-    memo: dict[int, Any] = {}
-    try:
-        for tensor in (*model.parameters(), *model.buffers()):
-            memo[id(tensor)] = _without_memory(tensor)
-        root = copy.deepcopy(model, memo)
-    except Exception as error:  # __deepcopy__ and __reduce__ are the user's code
-        raise Untraceable(f"the model cannot be copied: {_line(error)}") from error
+    for module in model.modules():
+        if hasattr(type(module), "__del__"):
+            raise Untraceable(f"{type(module).__name__} has a __del__, which a copy would call")
+    reads = Reads()
+    root = _copied(model, {})
     before = _state(root)
-    graph = record(root, is_leaf)
+    graph = record(root, is_leaf, reads)
     now = _state(root)
     changed = sorted({name for name in {*before, *now} if before.get(name) != now.get(name)})
     if any("_tensor_constant" in name for name in changed):
         raise Untraceable("forward makes a tensor")
     if changed:
         raise Untraceable(f"forward sets {', '.join(changed)}")
-    return graph
+    return graph, reads
 
 
-def record(root: nn.Module, is_leaf: IsLeaf) -> fx.Graph:
-    """The graph of ``root(x)``, for a `root` that no one else has: meanwhile its modules have other classes."""
-    recorder = _Recorder(root, is_leaf)
+def record(root: nn.Module, is_leaf: IsLeaf, reads: Reads | None = None) -> fx.Graph:
+    """The graph of ``root(x)``, for a `root` that no one else has: meanwhile its modules have other classes.
+
+    With `reads`, forward is followed only where these can be told from its code.
+    """
+    recorder = _Recorder(root, is_leaf, reads)
     kinds = [(module, type(module)) for module in root.modules()]
     try:
         for module, kind in kinds:
@@ -103,24 +107,27 @@ def record(root: nn.Module, is_leaf: IsLeaf) -> fx.Graph:
             return recorder.run()
     except Untraceable:
         raise
+    except Unreadable as error:
+        raise Untraceable(str(error)) from None
     except Exception as error:  # forward is the user's code, and met proxies in place of tensors
         raise Untraceable(f"forward cannot be traced: {_line(error)}") from error
     finally:
         for module, kind in kinds:
             object.__setattr__(module, "__class__", kind)
+        recorder.forget()
 
 
 class _Recorder(fx.Tracer):
     """Of one root. `Tracer.trace` is not used: it changes `nn.Module` for all threads."""
 
-    def __init__(self, root: nn.Module, is_leaf: IsLeaf) -> None:
+    def __init__(self, root: nn.Module, is_leaf: IsLeaf, reads: Reads | None) -> None:
         super().__init__(autowrap_modules=())  # type: ignore[arg-type] # none
-        self.root = root
+        self.root, self._kind = root, type(root)
+        self._reads = reads
         self._leaves = {id(module) for module in root.modules() if is_standard(module) or is_leaf(module)}
         self.graph = fx.Graph(tracer_cls=type(self))
         self.tensor_attrs = {}
-        self.paths = {module: name for name, module in root.named_modules()}
-        self.submodule_paths = self.paths
+        self.paths = {id(module): name for name, module in root.named_modules()}
         tensors = (*root.named_parameters(), *root.named_buffers())
         self._names = {id(tensor): name for name, tensor in tensors}
         self._proxies: dict[str, fx.Proxy] = {}
@@ -132,7 +139,7 @@ class _Recorder(fx.Tracer):
         x = self.create_proxy("placeholder", first, (), {})
         if others:
             raise Untraceable(f"forward takes more than one argument ({', '.join((first, *others))})")
-        output = nn.Module.__call__(self.root, x)
+        output = self._called(self.root, self._kind, x)
         self.create_node("output", "output", (self.create_arg(output),), {})
         return self.graph
 
@@ -146,7 +153,11 @@ class _Recorder(fx.Tracer):
                     pass
 
                 def __call__(self, *args: Any, **kwargs: Any) -> Any:
-                    return recorder.call(self, args, kwargs)
+                    return recorder.call(self, kind, args, kwargs)
+
+                def __getattribute__(self, name: str) -> Any:
+                    recorder.read(self, kind, name)
+                    return super().__getattribute__(name)
 
                 def __getattr__(self, name: str) -> Any:
                     return recorder.attribute(super().__getattr__(name))
@@ -155,10 +166,31 @@ class _Recorder(fx.Tracer):
             self._watched[kind] = type.__new__(type(kind), kind.__name__, (Watched, kind), about)
         return self._watched[kind]
 
-    def call(self, module: Any, args: Any, kwargs: Any) -> Any:
-        if module not in self.paths:
+    def forget(self) -> None:
+        """Have no class among the subclasses of the user's."""
+        for watched in self._watched.values():
+            with suppress(TypeError):  # of a class with slots
+                watched.__bases__ = (nn.Module,)
+        self._watched.clear()
+
+    def call(self, module: Any, kind: type[nn.Module], args: Any, kwargs: Any) -> Any:
+        if id(module) not in self.paths:
             raise Untraceable("forward calls a module that is not one of the model's")
-        return self.call_module(module, functools.partial(nn.Module.__call__, module), args, kwargs)
+        return self.call_module(module, functools.partial(self._called, module, kind), args, kwargs)
+
+    def _called(self, module: nn.Module, kind: type[nn.Module], *args: Any, **kwargs: Any) -> Any:
+        if self._reads is not None:
+            self._reads.of_class(kind)
+        return nn.Module.__call__(module, *args, **kwargs)
+
+    def read(self, module: nn.Module, kind: type[nn.Module], name: str) -> None:
+        """An attribute of a module is read, by forward or by torch."""
+        if self._reads is not None and name not in _OWN and not name.startswith("__"):
+            self._reads.attribute(module, kind, self.paths[id(module)], name)
+
+    def path_of_module(self, mod: nn.Module) -> str:
+        path: str = self.paths[id(mod)]
+        return path
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return id(m) in self._leaves
@@ -201,6 +233,22 @@ class _Proxy(fx.Proxy):
         super().__setattr__(name, value)
 
 
+def _in_place(name: str) -> Callable[[Any, Any], Any]:
+    """``proxy += other``: another tensor, where it is not one of the model's."""
+    plain = getattr(operator, name)
+
+    def changed(self: _Proxy, other: Any) -> Any:
+        if self.node.op == "get_attr":
+            raise Untraceable(f"forward changes {self.node.target} in place")
+        return plain(self, other)
+
+    return changed
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"):
+    setattr(_Proxy, f"__i{_name}__", _in_place(_name))
+
+
 class _Functions(TorchFunctionMode):
     """Sees every function of torch before it does anything."""
 
@@ -222,24 +270,43 @@ def _parameters_of(root: nn.Module) -> list[str]:
     return needed or [p.name for p in parameters][:1] or ["x"]
 
 
-def _without_memory(tensor: Tensor) -> Tensor:
+def _copied(module: nn.Module, made: dict[int, Any]) -> Any:
+    """A module like another one, made without a call of its code; `made` are the copies, by the id of the original."""
+    if id(module) in made:
+        return made[id(module)]
+    copied = made[id(module)] = object.__new__(type(module))
+    own: dict[str, Any] = {}
+    object.__setattr__(copied, "__dict__", own)
+    for name, value in [*vars(module).items()]:
+        if name in ("_parameters", "_buffers"):
+            own[name] = {key: _without_memory(one, made) for key, one in [*value.items()]}
+        elif name == "_modules":
+            own[name] = {key: one and _copied(one, made) for key, one in [*value.items()]}
+        elif name in _OWN:
+            own[name] = value.copy() if isinstance(value, (dict, set)) else value
+        else:
+            own[name] = value if may_be_held(value) else Withheld(type(value))
+    return copied
+
+
+def _without_memory(tensor: Tensor | None, made: dict[int, Any]) -> Tensor | None:
     """A tensor like another one whose entries are one and the same, so that it cannot be written to."""
+    if tensor is None or id(tensor) in made:
+        return made[id(tensor)] if tensor is not None else None
     one = torch.zeros((), dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
-    if not isinstance(tensor, nn.Parameter):
-        return one
-    return nn.Parameter(one, tensor.requires_grad and (one.is_floating_point() or one.is_complex()))
+    if isinstance(tensor, nn.Parameter):
+        one = nn.Parameter(one, tensor.requires_grad and (one.is_floating_point() or one.is_complex()))
+    made[id(tensor)] = one
+    return one
 
 
-def _state(root: nn.Module) -> dict[str, Any]:
+def _state(root: nn.Module) -> dict[str, int]:
     """What a module and those in it hold, by name."""
-    state: dict[str, Any] = {}
+    state: dict[str, int] = {}
     for path, module in root.named_modules():
-        prefix = f"{path}." if path else ""
         for name, value in vars(module).items():
-            if name in ("_parameters", "_buffers", "_modules"):
-                state.update((f"{prefix}{key}", id(one)) for key, one in value.items())
-            else:
-                state[prefix + name] = fingerprint(value)
+            inside = value.items() if name in ("_parameters", "_buffers", "_modules") else [(name, value)]
+            state.update((f"{path}.{key}".strip("."), id(one)) for key, one in inside)
     return state
 
 
