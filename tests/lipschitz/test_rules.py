@@ -11,6 +11,7 @@ import inspect
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -252,3 +253,25 @@ def test_modules_are_operations_of_the_table() -> None:
         variable = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(work).parameters.values())
         names = {layers._DERIVED.get(attribute, (attribute,))[0] for attribute in attributes}
         assert variable or names <= {*inspect.signature(work).parameters}
+
+
+def documented() -> str:
+    """The table as ``docs/lipschitz-networks.md`` has it: operations that state the same are a line."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, rule in TABLE.items():
+        moving = (", or ", ", ")[rule.together].join(rule.moving) + " at once" * rule.together
+        shapes = ", ".join(f"{argument} (shape alone)" for argument in rule.shapes)
+        size, numbers = ("any", "any") if rule.work is None else (rule.size.text, rule.numbers)
+        groups.setdefault(
+            (moving + "; " * bool(moving and shapes) + shapes, size, numbers, rule.along or ""), []
+        ).append(name)
+    head = [
+        "| operations | may depend on the input | shape of the result | dtype of the result | along |",
+        "|---|---|---|---|---|",
+    ]
+    return "\n".join([*head, *(f"| {' '.join(names)} | {' | '.join(stated)} |" for stated, names in groups.items())])
+
+
+def test_the_table_of_the_docs_is_this_one() -> None:
+    page = Path(__file__).parents[2] / "docs" / "lipschitz-networks.md"
+    assert documented() in page.read_text(encoding="utf-8"), documented()
