@@ -244,13 +244,13 @@ def test_what_is_unknown_of_the_blocks_is_part_of_the_margin(monkeypatch: pytest
 
 
 def test_the_rounding_of_the_eliminated_input() -> None:
-    """Long and lossy as above: no multiplier proves less than the length of the row."""
+    """Long and lossy as above: no multiplier proves less than the length of the row, by however little."""
     row, square = long_row()
-    below = 1 + 2.0**-37
-    assert Fraction(below) ** 2 < square
-    for multiplier in (1.0, 1 - 2.0**-36, 1 - 2.0**-35, 1 - 2.0**-34):
-        tried = torch.tensor([multiplier], dtype=FLOAT)
-        assert not Blocks([row, torch.ones(1, 1, dtype=FLOAT)], [tried], [1.0], [0.0, 0.0]).positive(below)
+    one, best = torch.ones(1, 1, dtype=FLOAT), torch.tensor([1 - 2.0**-34], dtype=FLOAT)
+    for bits in range(35, 44):
+        below = math.sqrt(float(square * (1 - Fraction(1, 2**bits))))
+        assert Fraction(below) ** 2 < square
+        assert not Blocks([row, one], [best], [1.0], [0.0, 0.0]).positive(below)
 
 
 def test_chains_without_units_allow_for_the_factorisation(monkeypatch: pytest.MonkeyPatch) -> None:
