@@ -21,8 +21,9 @@ from sparring.lipschitz.gains.gain import Call, Gain, Refused, exactly, length, 
 from sparring.lipschitz.gains.normalisation import channel_scale
 from sparring.lipschitz.gains.rule import Branch, Join, Rule, axes_of
 from sparring.lipschitz.gains.table import TABLE
+from sparring.lipschitz.traced import is_leaf, traced
 from sparring.lipschitz.trees import leaves, tensors_in
-from sparring.lipschitz.wide import copied, difference, first_line, identical, recorded, sample, widened
+from sparring.lipschitz.wide import changes, copied, difference, first_line, identical, recorded, sample, widened
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _UNKNOWN = object()  # the value of what could not be called
@@ -85,13 +86,13 @@ class Graph:
         self._tol, self._certified = tol, certified
         wide, self.other_function = widened(model, input_shape)
         inner = copied(model) if self.other_function else wide
-        self._root = root = nn.Sequential(inner) if _is_leaf(inner) else inner  # one operation cannot be traced
+        self._root = root = nn.Sequential(inner) if is_leaf(inner) else inner  # one operation cannot be traced
         x = sample(1, input_shape).to(*device_and_dtype(model)).to(device_and_dtype(root)[1])
         with torch.no_grad(), generators_kept(), quietly():
             try:
                 seed(1)  # other numbers than in a call
                 with callers_device():
-                    self._graph = _traced(root)
+                    self._graph = traced(root)
             except Exception as why:  # forward is the user's code, and met proxies in place of tensors
                 self.refused.append(("forward", f"cannot be traced: {first_line(why)}"))
                 return
@@ -101,7 +102,7 @@ class Graph:
             if not self.refused:
                 self._compare(x)
             if not self.refused:
-                self.refused += [("forward", f"changes its own {name}") for name in _changes(model, inner)]
+                self.refused += [("forward", f"changes its own {name}") for name in changes(model, inner)]
             if not self.refused:
                 self._check_batches(x)
 
@@ -363,20 +364,6 @@ class Graph:
         return scale
 
 
-def _traced(root: nn.Module) -> fx.Graph:
-    return _Tracer().trace(root, concrete_args=_defaults(root))
-
-
-def _is_leaf(module: nn.Module) -> bool:
-    """Whether a module is looked at as a whole."""
-    return _Tracer().is_leaf_module(module, "")
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return layers.is_known(m) or super().is_leaf_module(m, module_qualified_name)
-
-
 def _applied(rule: Rule, first: Any, **arguments: Any) -> Any:
     """What a rule gives; where it fails the operation is refused."""
     assert rule.work is not None
@@ -405,38 +392,12 @@ def _check_value(value: Any) -> None:
             raise Refused("gives NaN or inf")
 
 
-def _changes(model: nn.Module, called: nn.Module) -> list[str]:
-    """Names of a model's tensors that calls of its copy have changed."""
-    before, after = _tensors_of(model), _tensors_of(called)
-    return [
-        name
-        for name, tensor in before.items()
-        if name not in after or not identical(tensor.to(after[name]), after[name].detach())
-    ]
-
-
-def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters, buffers and what else are attributes."""
-    return {
-        f"{name}.{key}".strip("."): value.detach()
-        for name, module in model.named_modules()
-        for key, value in {**module._parameters, **module._buffers, **vars(module)}.items()
-        if isinstance(value, Tensor)
-    }
-
-
 def _obstacles(model: nn.Module) -> list[tuple[str, str]]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module or a state dict, not {type(model).__name__}")
     tensors = [*model.named_parameters(), *model.named_buffers()]
     without = [("model", f"{name} is on the meta device: it has no numbers") for name, t in tensors if t.is_meta]
     return [("model", reason) for reason in obstacles(model)] + without
-
-
-def _defaults(root: nn.Module) -> dict[str, Any]:
-    """Arguments of forward that have a default keep it."""
-    _, *others = inspect.signature(root.forward).parameters.values()
-    return {p.name: p.default for p in others if p.default is not inspect.Parameter.empty}
 
 
 def _nodes(value: Any) -> list[fx.Node]:
