@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from made_searches import holds
 from sparring.lipschitz import layers
 from sparring.lipschitz.gains import rule as rules
+from sparring.lipschitz.gains.gain import Refused
 from sparring.lipschitz.gains.table import TABLE
 
 
@@ -244,6 +245,65 @@ def test_every_rule_states_what_it_admits() -> None:
         assert first == ("out" if rule.joins else "call"), name
         assert rule.size is not rules.REDUCED or rule.along == "dim", name
         assert rule.together or len(rule.moving) == 1 or rule.otherwise != rules.Rule(None).otherwise
+
+
+ONE, ROW = torch.zeros(1, 3), torch.zeros(1, 4, 3)
+STATED: list[tuple[rules.Rule, Tensor, Tensor, dict[str, Any], bool]] = [
+    (rules.Rule(len), ONE, ONE, {}, True),
+    (rules.Rule(len), ONE, torch.zeros(1, 4), {}, False),
+    (rules.Rule(len), ONE, torch.zeros(3), {}, False),
+    (rules.Rule(len), ONE, ONE.double(), {}, False),
+    (rules.Rule(len, numbers=rules.HELD), ONE, ONE.double(), {}, True),
+    (rules.Rule(len, numbers=rules.HELD), ONE, ONE.half(), {}, False),
+    (rules.Rule(len, numbers=rules.HELD), ONE, ONE.bfloat16(), {}, False),
+    (rules.Rule(len, numbers=rules.HELD), ONE.bfloat16(), ONE.half(), {}, False),
+    (rules.Rule(len, numbers=rules.HELD), ONE, ONE.long(), {}, False),
+    (rules.Rule(len, numbers=rules.HELD), ONE, ONE.to(torch.complex64), {}, False),
+    (rules.Rule(len, size=rules.COUNTED), ONE, torch.zeros(7, 7), {}, True),
+    (rules.Rule(len, size=rules.BROADCAST), ONE, torch.zeros(4, 3), {"input": ONE, "other": torch.zeros(4, 1)}, True),
+    (rules.Rule(len, size=rules.BROADCAST), ONE, torch.zeros(4, 3), {"input": ONE, "other": ONE}, False),
+    (rules.Rule(len, size=rules.PARTS), ONE, torch.zeros(1, 6), {"tensors": [ONE, ONE]}, True),
+    (rules.Rule(len, size=rules.PARTS), ONE, torch.zeros(1, 9), {"tensors": [ONE, ONE]}, False),
+    (rules.Rule(len, size=rules.REDUCED, along="dim"), ROW, torch.zeros(1, 3), {"dim": 1}, True),
+    (rules.Rule(len, size=rules.REDUCED, along="dim"), ROW, torch.zeros(1, 4), {"dim": 1}, False),
+    (rules.Rule(len, size=rules.REDUCED, along="dim"), ROW, torch.zeros(1, 1, 3), {"dim": -2, "keepdim": True}, True),
+    (rules.Rule(len, size=rules.REDUCED, along="dim"), ROW, torch.zeros(1), {"dim": (1, 2)}, True),
+    (rules.Rule(len, size=rules.REDUCED, along="dim"), ROW, torch.zeros(()), {"dim": None}, True),
+    (rules.Rule(len, size=rules.last(1)), ROW, torch.zeros(1, 4, 7), {}, True),
+    (rules.Rule(len, size=rules.last(1)), ROW, torch.zeros(1, 5, 7), {}, False),
+    (rules.Rule(len, size=rules.last(1)), ROW, torch.zeros(1, 7), {}, False),
+    (rules.Rule(len, size=rules.last(3)), ROW, ROW, {}, False),
+]
+
+
+@pytest.mark.parametrize("i", range(len(STATED)))
+def test_results_are_checked_against_the_statement(i: int) -> None:
+    rule, x, out, arguments, admitted = STATED[i]
+    if admitted:
+        rule.check_result([x], out, arguments)
+    else:
+        with pytest.raises(Refused):
+            rule.check_result([x], out, arguments)
+
+
+def test_operands_are_checked_against_the_statement() -> None:
+    cases: list[tuple[rules.Rule, dict[str, list[int]], bool]] = [
+        (rules.Rule(len), {"input": [1]}, True),
+        (rules.Rule(len), {"input": [1], "weight": [1]}, False),
+        (rules.Rule(len), {"input": [], "weight": [1]}, False),
+        (rules.Rule(len, ("input", "other")), {"input": [], "other": [1]}, True),
+        (rules.Rule(len, ("input", "other")), {"input": [1], "other": [1]}, False),
+        (rules.Rule(len, ("input", "other"), True), {"input": [1], "other": [1]}, True),
+        (rules.Rule(len, ("tensors",), True), {"tensors": [1, 1, 2]}, True),
+        (rules.Rule(len, shapes=("options",)), {"input": [1], "options": [1, 2]}, True),
+    ]
+    for rule, arguments, admitted in cases:
+        active: Any = lambda nodes: nodes  # noqa: E731
+        if admitted:
+            rule.check_operands(arguments, active)
+        else:
+            with pytest.raises(Refused):
+                rule.check_operands(arguments, active)
 
 
 def test_modules_are_operations_of_the_table() -> None:
