@@ -294,6 +294,25 @@ def test_state_dict_bounds_hold_for_any_way_to_use_its_weights() -> None:
     assert found["conv.weight"].shape == "3×3×3×5"
 
 
+def test_weights_that_are_computed_of_others_are_refused_in_a_state_dict() -> None:
+    """The norm of what is stored says nothing of the weight: here it is 1e-6 of it."""
+    plain, normed = nn.Linear(3, 3), parametrizations.weight_norm(nn.Linear(3, 3))
+    with torch.no_grad():
+        normed.parametrizations.weight.original1.mul_(1e-6)
+    for state in (normed.state_dict(), {"weight_g": torch.ones(3, 1), "weight_v": torch.ones(3, 3)}):
+        report = layer_bounds({**plain.state_dict(), **state})
+        assert len(report.refused) == 2
+        assert report.upper == math.inf
+        assert [layer.name for layer in report.layers] == ["weight"]
+
+
+def test_the_last_layer_with_a_normalisation_is_no_head() -> None:
+    """Its rows are known to some digits; two that are nearly the same may differ by more than it seems."""
+    model = seeded(lambda: nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))).eval()
+    assert layer_bounds(model, 3).head is None
+    assert layer_bounds(model[:1], 3).head is not None
+
+
 def test_report_as_text_and_rows() -> None:
     model = seeded(lambda: networks.mlp((6, 5, 4, 3)))
     report = layer_bounds(model, (6,), data=torch.rand(4, 6))

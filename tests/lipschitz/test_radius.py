@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparring import attacks, data, networks
+from sparring.lipschitz.empirical import empirical_lower_bound
 from sparring.lipschitz.local import local_bound
 from sparring.lipschitz.network import layer_bounds
 from sparring.lipschitz.radius import certified_radius
@@ -190,6 +193,107 @@ def test_one_layer_and_two() -> None:
     assert bool((found <= local_bound(two, x, 100.0)).all())
 
 
+def test_layers_without_an_activation_between_them() -> None:
+    """Units of a layer that no ReLU follows are never off; the classes meet at a distance of .0206."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(2))
+        model[0].bias.copy_(torch.tensor([0.0, -0.2]))
+        model[1].weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 5.0]]))
+        model[1].bias.copy_(torch.tensor([-1.9, 0.0]))
+    x = torch.tensor([[1.0, 0.0]])
+    assert 0.019 <= float(certified_radius(model, x, local=True)) <= 0.1 / math.sqrt(26) + 1e-3
+    assert float(local_bound(model, x, 0.0)) >= 5
+
+
+@settings(max_examples=10)
+@given(seed=st.integers(0, 500), gaps=st.lists(st.integers(0, 2), min_size=3, max_size=3))
+def test_local_bounds_with_any_number_of_rectifiers(seed: int, gaps: list[int]) -> None:
+    draws = torch.Generator().manual_seed(seed)
+    sizes, parts = (5, 3, 6, 4, 3), list[nn.Module]()
+    for i in range(4):
+        parts.append(nn.Linear(sizes[i], sizes[i + 1], dtype=torch.float64))
+        parts += [nn.ReLU() for _ in range([*gaps, 0][i])]
+    model = nn.Sequential(*parts)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=draws))
+    x = torch.randn(3, 5, generator=draws, dtype=torch.float64)
+    for center, upper in zip(x, local_bound(model, x, 1e-9), strict=True):
+        jacobian = torch.autograd.functional.jacobian(model, center[None])[0, :, 0]
+        assert float(torch.linalg.matrix_norm(jacobian, 2)) <= float(upper) * (1 + 1e-9)
+
+
+def test_reports_that_prove_nothing_are_refused() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)).eval(), torch.ones(2, 4)
+    with pytest.raises(ValueError, match="report holds estimates"):
+        certified_radius(model, x, report=layer_bounds(model, 4, certified=False))
+    with pytest.raises(ValueError, match="report is of weights alone"):
+        certified_radius(model, x, report=layer_bounds(model.state_dict()))
+    with pytest.raises(ValueError, match="report is of a model with 3 logits"):
+        certified_radius(nn.Linear(4, 2).eval(), x, report=layer_bounds(model, 4))
+    with pytest.raises(ValueError, match="beyond the numbers of float64"):
+        certified_radius(nn.Linear(4, 3).eval(), x, report=replace(layer_bounds(model, 4), upper=math.inf))
+
+
+def test_networks_that_are_others_in_float64() -> None:
+    """Bounded as they are, which the report says; radii and bounds from below are refused, for they are of float64."""
+
+    class Follows(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.rms_norm(x, (4,))
+
+    class Casts(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.float()
+
+    for part, reason in (
+        (Follows(), r"add.Scalar with 1\.19\d*e-07 in place of 2\.2\d*e-16"),
+        (Casts(), "must have the same dtype"),
+    ):
+        model, x = nn.Sequential(part, nn.Linear(4, 3)).eval(), torch.full((2, 4), 1e-5)
+        report = layer_bounds(model, 4, data=x)
+        assert report.lower is None
+        assert report.upper < math.inf
+        assert re.search(reason, report.note)
+        assert report.note in report.table()
+        for call in (lambda: empirical_lower_bound(model, x), lambda: certified_radius(model, x)):  # noqa: B023
+            with pytest.raises(ValueError, match=f"model has no float64 copy.*{reason}"):
+                call()
+
+
+def test_the_eps_of_a_module_is_that_of_its_dtype() -> None:
+    """`RMSNorm` takes it from the dtype; the copy in float64 keeps it."""
+    model, x = nn.Sequential(nn.RMSNorm(4), nn.Linear(4, 3)).eval(), torch.full((2, 4), 1e-6)
+    report = layer_bounds(model, 4, data=x)
+    assert report.note == ""
+    assert report.lower is not None
+    norm = float(torch.linalg.matrix_norm(model[1].weight.detach().double(), 2))
+    assert report.lower <= report.upper == pytest.approx(norm / math.sqrt(torch.finfo(torch.float32).eps), rel=1e-5)
+    assert report.lower > 0
+    assert certified_radius(model, x).shape == (2,)
+
+
+def test_derivatives_that_are_not_the_function_s_do_not_count() -> None:
+    class Steep(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x * 2
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            return 70 * grad
+
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return Steep.apply(x)
+
+    report = layer_bounds(Net(), 3, data=torch.rand(4, 3))
+    assert report.upper == 2
+    assert report.lower == pytest.approx(2)
+    assert report.lower <= 2
+
+
 @pytest.mark.parametrize("exponent", [-600, 600])
 def test_local_bounds_at_any_scale(exponent: int) -> None:
     model = networks.mlp((4, 5, 3)).double()
@@ -232,6 +336,8 @@ def test_bad_arguments_are_named() -> None:
         (ValueError, "eval mode", lambda: certified_radius(nn.Linear(4, 3).train(), x)),
         (ValueError, "at least two classes", lambda: certified_radius(nn.Linear(4, 1).eval(), x)),
         (ValueError, "no Lipschitz bound: 0: Hardshrink: jumps", lambda: certified_radius(nn.Hardshrink().eval(), x)),
+        (ValueError, "x must be finite", lambda: certified_radius(model, x * math.nan)),
+        (ValueError, "x must have the dtype of the model's", lambda: certified_radius(model, x.double())),
         (ValueError, "radius must be a finite number", lambda: local_bound(model, x, -1.0)),
         (ValueError, r"radius must be a number or have shape \(2,\)", lambda: local_bound(model, x, torch.ones(3))),
     ]

@@ -24,6 +24,7 @@ from sparring.lipschitz import (
     gram,
     kernels,
     layer_bounds,
+    local,
     local_bound,
     rounding,
     spectral_norm,
@@ -32,6 +33,7 @@ from sparring.lipschitz.chains import Blocks
 from sparring.lipschitz.dense_chains import DenseChain
 from sparring.lipschitz.frequencies import Symbol, polyphase
 from sparring.lipschitz.gains import weighted
+from sparring.lipschitz.gains.gain import Gain
 from sparring.lipschitz.geometry import Geometry
 from sparring.lipschitz.masked import MaskedChain
 
@@ -244,13 +246,13 @@ def test_what_is_unknown_of_the_blocks_is_part_of_the_margin(monkeypatch: pytest
 
 
 def test_the_rounding_of_the_eliminated_input() -> None:
-    """Long and lossy as above: no multiplier proves less than the length of the row."""
+    """Long and lossy as above: no multiplier proves less than the length of the row, by however little."""
     row, square = long_row()
-    below = 1 + 2.0**-37
-    assert Fraction(below) ** 2 < square
-    for multiplier in (1.0, 1 - 2.0**-36, 1 - 2.0**-35, 1 - 2.0**-34):
-        tried = torch.tensor([multiplier], dtype=FLOAT)
-        assert not Blocks([row, torch.ones(1, 1, dtype=FLOAT)], [tried], [1.0], [0.0, 0.0]).positive(below)
+    one, best = torch.ones(1, 1, dtype=FLOAT), torch.tensor([1 - 2.0**-34], dtype=FLOAT)
+    for bits in range(35, 44):
+        below = math.sqrt(float(square * (1 - Fraction(1, 2**bits))))
+        assert Fraction(below) ** 2 < square
+        assert not Blocks([row, one], [best], [1.0], [0.0, 0.0]).positive(below)
 
 
 def test_chains_without_units_allow_for_the_factorisation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,13 +280,6 @@ def test_a_pre_activation_that_rounds_below_zero() -> None:
     assert float(local_bound(model, x, 0.0)) >= norm * (1 - 1e-12)
 
 
-def test_a_bias_that_rounds_a_pre_activation_below_zero() -> None:
-    """1 + 2^-60 less the next number below 1 ... is above 0, though the sum is rounded where the bias is added."""
-    model = dense_network(([[1.0, 2.0**-54]], [-1.0]), ([[1.0]], [0.0]))
-    x = torch.ones(1, 2, dtype=FLOAT)
-    assert float(local_bound(model, x, 0.0)) >= 1
-
-
 def test_what_was_lost_before_is_lost_afterwards() -> None:
     """The first layer's 1/2 may be computed as 0; less 1/4 it is on in the second."""
     model = dense_network((ORDERS, [-0.5] * 6), (torch.eye(6), [-0.25] * 6), (torch.eye(6), [0.0] * 6))
@@ -300,10 +295,16 @@ def test_products_below_the_range_of_numbers() -> None:
     assert float(local_bound(model, x, 0.0)) >= 2.0**-538 * math.sqrt(3)
 
 
-def test_weights_whose_squares_are_lost() -> None:
-    """A unit of weight 1e-170 beside one of weight 1 comes on in a ball of 1e10."""
-    model = dense_network(([[1.0, 0.0], [0.0, 1e-170]], [-1e300, -1e-161]), ([[0.0, 1e170]], [0.0]))
-    assert float(local_bound(model, torch.zeros(1, 2, dtype=FLOAT), 1e10)) >= 1
+def test_rows_whose_squares_are_lost() -> None:
+    """A unit of weight 1e-170 beside one of weight 1; and one whose sum of squares loses most of its terms."""
+    row, square = long_row()
+    for weight, exact in (
+        (torch.tensor([[1.0, 0.0], [0.0, 1e-170]], dtype=FLOAT), Fraction(1e-170) ** 2),
+        (row, square),
+    ):
+        layer = local._Layer(Gain(1.0, 1.0, "", matrix=weight), rectified=True)
+        found = layer.row_norms(torch.ones(1, weight.shape[1], dtype=FLOAT))[0, -1]
+        assert Fraction(float(found)) ** 2 >= exact
 
 
 def test_numbers_beyond_the_range_are_not_off() -> None:
@@ -321,8 +322,6 @@ def test_bounds_of_balls_at_any_scale(scale: float) -> None:
 
 
 def test_eigenvalues_in_balls_may_be_proven_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sparring.lipschitz import local
-
     grams = torch.full((1, 30, 30), 1.0, dtype=FLOAT)
     monkeypatch.setattr(kernels, "positive_definite", as_late_as_allowed)
     monkeypatch.setattr(local, "_ABOVE", 0.0)
@@ -346,8 +345,8 @@ def test_gram_matrices_in_balls_are_rounded(monkeypatch: pytest.MonkeyPatch) -> 
 def test_radii_at_any_scale(exponent: int) -> None:
     """Of the identity, scaled: from (1, 0) it is 1 / sqrt(2) to where the classes meet."""
     model = dense_network((2.0**exponent * EYE, [0.0, 0.0]))
-    for local in (False, True):
-        radius = float(certified_radius(model, torch.tensor([[1.0, 0.0]], dtype=FLOAT), local=local))
+    for in_ball in (False, True):
+        radius = float(certified_radius(model, torch.tensor([[1.0, 0.0]], dtype=FLOAT), local=in_ball))
         assert radius <= math.sqrt(0.5)
         assert radius >= 0.7 or exponent < -1000  # where numbers have few digits left
 

@@ -11,6 +11,7 @@ import inspect
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 from made_searches import holds
 from sparring.lipschitz import layers
 from sparring.lipschitz.gains import rule as rules
+from sparring.lipschitz.gains.gain import Refused
 from sparring.lipschitz.gains.table import TABLE
 
 
@@ -245,6 +247,65 @@ def test_every_rule_states_what_it_admits() -> None:
         assert rule.together or len(rule.moving) == 1 or rule.otherwise != rules.Rule(None).otherwise
 
 
+ONE, ROW = torch.zeros(1, 3), torch.zeros(1, 4, 3)
+STATED: list[tuple[rules.Rule, Tensor, Tensor, dict[str, Any], bool]] = [
+    (rules.Rule(len), ONE, ONE, {}, True),
+    (rules.Rule(len), ONE, torch.zeros(1, 4), {}, False),
+    (rules.Rule(len), ONE, torch.zeros(3), {}, False),
+    (rules.Rule(len), ONE, ONE.double(), {}, False),
+    (rules.Rule(len, numbers=rules.HELD), ONE, ONE.double(), {}, True),
+    (rules.Rule(len, numbers=rules.HELD), ONE, ONE.half(), {}, False),
+    (rules.Rule(len, numbers=rules.HELD), ONE, ONE.bfloat16(), {}, False),
+    (rules.Rule(len, numbers=rules.HELD), ONE.bfloat16(), ONE.half(), {}, False),
+    (rules.Rule(len, numbers=rules.HELD), ONE, ONE.long(), {}, False),
+    (rules.Rule(len, numbers=rules.HELD), ONE, ONE.to(torch.complex64), {}, False),
+    (rules.Rule(len, size=rules.COUNTED), ONE, torch.zeros(7, 7), {}, True),
+    (rules.Rule(len, size=rules.BROADCAST), ONE, torch.zeros(4, 3), {"input": ONE, "other": torch.zeros(4, 1)}, True),
+    (rules.Rule(len, size=rules.BROADCAST), ONE, torch.zeros(4, 3), {"input": ONE, "other": ONE}, False),
+    (rules.Rule(len, size=rules.PARTS), ONE, torch.zeros(1, 6), {"tensors": [ONE, ONE]}, True),
+    (rules.Rule(len, size=rules.PARTS), ONE, torch.zeros(1, 9), {"tensors": [ONE, ONE]}, False),
+    (rules.Rule(len, size=rules.REDUCED, along="dim"), ROW, torch.zeros(1, 3), {"dim": 1}, True),
+    (rules.Rule(len, size=rules.REDUCED, along="dim"), ROW, torch.zeros(1, 4), {"dim": 1}, False),
+    (rules.Rule(len, size=rules.REDUCED, along="dim"), ROW, torch.zeros(1, 1, 3), {"dim": -2, "keepdim": True}, True),
+    (rules.Rule(len, size=rules.REDUCED, along="dim"), ROW, torch.zeros(1), {"dim": (1, 2)}, True),
+    (rules.Rule(len, size=rules.REDUCED, along="dim"), ROW, torch.zeros(()), {"dim": None}, True),
+    (rules.Rule(len, size=rules.last(1)), ROW, torch.zeros(1, 4, 7), {}, True),
+    (rules.Rule(len, size=rules.last(1)), ROW, torch.zeros(1, 5, 7), {}, False),
+    (rules.Rule(len, size=rules.last(1)), ROW, torch.zeros(1, 7), {}, False),
+    (rules.Rule(len, size=rules.last(3)), ROW, ROW, {}, False),
+]
+
+
+@pytest.mark.parametrize("i", range(len(STATED)))
+def test_results_are_checked_against_the_statement(i: int) -> None:
+    rule, x, out, arguments, admitted = STATED[i]
+    if admitted:
+        rule.check_result([x], out, arguments)
+    else:
+        with pytest.raises(Refused):
+            rule.check_result([x], out, arguments)
+
+
+def test_operands_are_checked_against_the_statement() -> None:
+    cases: list[tuple[rules.Rule, dict[str, list[int]], bool]] = [
+        (rules.Rule(len), {"input": [1]}, True),
+        (rules.Rule(len), {"input": [1], "weight": [1]}, False),
+        (rules.Rule(len), {"input": [], "weight": [1]}, False),
+        (rules.Rule(len, ("input", "other")), {"input": [], "other": [1]}, True),
+        (rules.Rule(len, ("input", "other")), {"input": [1], "other": [1]}, False),
+        (rules.Rule(len, ("input", "other"), True), {"input": [1], "other": [1]}, True),
+        (rules.Rule(len, ("tensors",), True), {"tensors": [1, 1, 2]}, True),
+        (rules.Rule(len, shapes=("options",)), {"input": [1], "options": [1, 2]}, True),
+    ]
+    for rule, arguments, admitted in cases:
+        active: Any = lambda nodes: nodes  # noqa: E731
+        if admitted:
+            rule.check_operands(arguments, active)
+        else:
+            with pytest.raises(Refused):
+                rule.check_operands(arguments, active)
+
+
 def test_modules_are_operations_of_the_table() -> None:
     for name, attributes in layers._MODULES.values():
         work = TABLE[name].work
@@ -252,3 +313,25 @@ def test_modules_are_operations_of_the_table() -> None:
         variable = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(work).parameters.values())
         names = {layers._DERIVED.get(attribute, (attribute,))[0] for attribute in attributes}
         assert variable or names <= {*inspect.signature(work).parameters}
+
+
+def documented() -> str:
+    """The table as ``docs/lipschitz-networks.md`` has it: operations that state the same are a line."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, rule in TABLE.items():
+        moving = (", or ", ", ")[rule.together].join(rule.moving) + " at once" * rule.together
+        shapes = ", ".join(f"{argument} (shape alone)" for argument in rule.shapes)
+        size, numbers = ("any", "any") if rule.work is None else (rule.size.text, rule.numbers)
+        groups.setdefault(
+            (moving + "; " * bool(moving and shapes) + shapes, size, numbers, rule.along or ""), []
+        ).append(name)
+    head = [
+        "| operations | may depend on the input | shape of the result | dtype of the result | along |",
+        "|---|---|---|---|---|",
+    ]
+    return "\n".join([*head, *(f"| {' '.join(names)} | {' | '.join(stated)} |" for stated, names in groups.items())])
+
+
+def test_the_table_of_the_docs_is_this_one() -> None:
+    page = Path(__file__).parents[2] / "docs" / "lipschitz-networks.md"
+    assert documented() in page.read_text(encoding="utf-8"), documented()

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.utils.checkpoint import checkpoint
 
 from made_searches import holds
+from sparring.lipschitz import layer_bounds, penalty, project_
 
 
 class Calls(nn.Module):
@@ -260,6 +261,37 @@ def filled(layer: nn.Linear) -> nn.Module:
     with torch.no_grad():
         layer.bias[1] = math.nan
     return layer
+
+
+# What a search does not show, since results are no numbers, or are others at the next call.
+NEVER = {
+    "an unknown number": "NaN or inf",
+    "an infinite bias": "NaN or inf",
+    "NaN in a bias": "NaN or inf",
+    "a first call unlike others": "changes its own w",
+    "another function each time": "something else than its traced graph",
+    "weights that change between uses": "changes its own w",
+    "noise": "something else than its traced graph",
+    "autocast": "something else than its traced graph",
+    "a convolution changed": "something else than its attributes say",
+    "straight through": "jumps",
+    "an unbatched convolution": "the batch",
+    "out is a buffer": "not known",
+}
+
+
+@pytest.mark.parametrize("name", NEVER)
+def test_refused_for_what_it_is(name: str) -> None:
+    make, shape = STRANGE[name]
+    report = layer_bounds(make().eval(), shape)
+    assert any(NEVER[name] in reason for _, reason in report.refused), report.refused
+
+
+def test_subclasses_are_not_taken_for_their_base() -> None:
+    """In a penalty and a projection a layer with a forward of its own does not count."""
+    model = nn.Sequential(ScaledLinear(3, 3), nn.Linear(3, 3))
+    assert penalty(model).left_out == ["0"]
+    assert [*project_(model, 0.5)] == ["1"]
 
 
 @pytest.mark.filterwarnings("ignore")

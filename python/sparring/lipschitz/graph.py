@@ -22,7 +22,7 @@ from sparring.lipschitz.gains.normalisation import channel_scale
 from sparring.lipschitz.gains.rule import Branch, Join, Rule, axes_of
 from sparring.lipschitz.gains.table import TABLE
 from sparring.lipschitz.trees import leaves, tensors_in
-from sparring.lipschitz.wide import copied, difference, first_line, identical, recorded, sample, widened
+from sparring.lipschitz.wide import changes, copied, difference, first_line, identical, recorded, sample, widened
 from sparring.tracing import Untraceable, is_standard, record
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -86,7 +86,9 @@ class Graph:
         self._tol, self._certified = tol, certified
         wide, self.other_function = widened(model, input_shape)
         inner = copied(model) if self.other_function else wide
-        self._root = root = nn.Sequential(inner) if _is_leaf(inner) else inner  # one operation cannot be traced
+        self._root = root = (
+            nn.Sequential(inner) if layers.is_known(inner) or is_standard(inner) else inner
+        )  # one operation cannot be traced
         x = sample(1, input_shape).to(*device_and_dtype(model)).to(device_and_dtype(root)[1])
         with torch.no_grad(), generators_kept(), quietly():
             try:
@@ -102,7 +104,7 @@ class Graph:
             if not self.refused:
                 self._compare(x)
             if not self.refused:
-                self.refused += [("forward", f"changes its own {name}") for name in _changes(model, inner)]
+                self.refused += [("forward", f"changes its own {name}") for name in changes(model, inner)]
             if not self.refused:
                 self._check_batches(x)
 
@@ -364,11 +366,6 @@ class Graph:
         return scale
 
 
-def _is_leaf(module: nn.Module) -> bool:
-    """Whether a module is looked at as a whole."""
-    return layers.is_known(module) or is_standard(module)
-
-
 def _applied(rule: Rule, first: Any, **arguments: Any) -> Any:
     """What a rule gives; where it fails the operation is refused."""
     assert rule.work is not None
@@ -395,26 +392,6 @@ def _check_value(value: Any) -> None:
             raise Refused("gives something else than plain tensors with numbers")
         if not bool(one.isfinite().all()):
             raise Refused("gives NaN or inf")
-
-
-def _changes(model: nn.Module, called: nn.Module) -> list[str]:
-    """Names of a model's tensors that calls of its copy have changed."""
-    before, after = _tensors_of(model), _tensors_of(called)
-    return [
-        name
-        for name, tensor in before.items()
-        if name not in after or not identical(tensor.to(after[name]), after[name].detach())
-    ]
-
-
-def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters, buffers and what else are attributes."""
-    return {
-        f"{name}.{key}".strip("."): value.detach()
-        for name, module in model.named_modules()
-        for key, value in {**module._parameters, **module._buffers, **vars(module)}.items()
-        if isinstance(value, Tensor)
-    }
 
 
 def _obstacles(model: nn.Module) -> list[tuple[str, str]]:

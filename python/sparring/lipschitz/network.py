@@ -131,8 +131,8 @@ def _with_chains(report: LipschitzReport, graph: Graph) -> LipschitzReport:
 def _with_head(report: LipschitzReport, graph: Graph, chains: bool) -> LipschitzReport:
     """With the last layer's weight, and the bound of what it is given."""
     last, *_ = behind(graph, cast(fx.Node, graph.output), activations=False)
-    if not is_dense(graph, last):
-        return report
+    if not is_dense(graph, last) or cast(Gain, graph.steps[last].gain).error:
+        return report  # of rows that are nearly the same, an error of each entry may be all of the difference
     source = operand(graph, last)
     bound = _bounds(graph, dense_chains(graph, source) if chains else [])[source]
     weight = cast(Tensor, cast(Gain, graph.steps[last].gain).matrix)
@@ -147,7 +147,12 @@ def _of_weights(state: Mapping[str, Tensor], tol: float, certified: bool) -> Lip
     """Each weight as a layer by itself."""
     layers, refused, whole = [], [], 1.0
     for name, weight in state.items():
-        if not isinstance(weight, Tensor) or not 2 <= weight.ndim <= 5 or "weight" not in name.rpartition(".")[2]:
+        if not isinstance(weight, Tensor) or not 2 <= weight.ndim <= 5:
+            continue
+        last = name.rpartition(".")[2]
+        if "parametrizations" in name or ("weight" in last and last != "weight"):
+            refused.append((name, "is no weight as a layer uses it: what is computed of it is not known"))
+        if last != "weight":
             continue
         kind = "dense" if weight.ndim == 2 else f"conv{weight.ndim - 2}d"
         try:

@@ -141,6 +141,26 @@ def copied(model: nn.Module) -> nn.Module:
         raise ValueError(f"model cannot be copied: {why}") from why
 
 
+def changes(model: nn.Module, called: nn.Module) -> list[str]:
+    """Names of a model's tensors that calls of its copy, of whatever dtype, have changed."""
+    before, after = _tensors_of(model), _tensors_of(called)
+    return [
+        name
+        for name, tensor in before.items()
+        if name not in after or not identical(tensor.to(after[name]), after[name].detach())
+    ]
+
+
+def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters, buffers and what else are attributes."""
+    return {
+        f"{name}.{key}".strip("."): value.detach()
+        for name, module in model.named_modules()
+        for key, value in {**module._parameters, **module._buffers, **vars(module)}.items()
+        if isinstance(value, Tensor)
+    }
+
+
 def widened(model: nn.Module, shape: Sequence[int]) -> tuple[nn.Module, str]:
     """A copy of a network with its stored numbers as float64, and why that is another function ("" if it is the same).
 
