@@ -122,7 +122,7 @@ def _array(
     valid: Callable[[Tensor], Tensor],
     dtype: torch.dtype = torch.float64,
 ) -> PerRow:
-    if tensor.dtype is torch.bool or tensor.dtype.is_complex:
+    if tensor.dtype is torch.bool or tensor.dtype.is_complex or tensor.is_quantized:
         raise TypeError(f"{name} must be a number or an array of numbers, not of dtype {tensor.dtype}")
     if tensor.shape != batch.shape[:1]:
         raise ValueError(
@@ -130,7 +130,7 @@ def _array(
         )
     if tensor.device != batch.device:
         raise ValueError(f"{name} is on device '{tensor.device}', but the batch on '{batch.device}'; nothing is moved")
-    numbers = bridge.vector(tensor, name).to(dtype)
+    numbers = bridge.in_memory(tensor, name).to(dtype)
     if tensor.dtype is torch.uint64 and dtype is torch.int64:  # which wraps
         numbers = torch.where(numbers < 0, LARGEST_INT, numbers)
     wrong = ~valid(numbers)
@@ -200,7 +200,7 @@ def bools(array: Array, name: str, image: Tensor, shapes: tuple[torch.Size, ...]
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}; accepted: {accepted}")
     if tensor.device != image.device:
         raise ValueError(f"{name} is on device '{tensor.device}', but image on '{image.device}'; nothing is moved")
-    return bridge.vector(tensor, name)
+    return bridge.in_memory(tensor, name)
 
 
 def coordinates(k: Any, batch: Tensor) -> PerRow:

@@ -17,6 +17,7 @@ from torch.autograd.graph import increment_version
 
 from sparring import _core
 from sparring import _gate as gate
+from sparring._gate import check_memory as check_memory
 
 native: Any = _core
 
@@ -153,7 +154,7 @@ def input_rows(tensor: Tensor, name: str, count: int, n: int) -> Rows:
     if tensor.is_contiguous() and tensor.untyped_storage().nbytes() >= (tensor.storage_offset() + count * n) * size:
         address, stride = tensor.data_ptr(), n
     else:
-        gate.check_memory(tensor, name)
+        check_memory(tensor, name)
         rows = row_view(tensor)
         tensor, stride = (tensor.contiguous(), n) if rows is None else (rows, rows.stride(0))
         address = tensor.data_ptr()
@@ -177,7 +178,7 @@ def output_rows(tensor: Tensor, name: str, count: int, n: int) -> Rows:
     if tensor.is_contiguous() and tensor.untyped_storage().nbytes() >= (tensor.storage_offset() + count * n) * size:
         address, stride = tensor.data_ptr(), n
     else:
-        gate.check_memory(tensor, name)
+        check_memory(tensor, name)
         rows = row_view(tensor)
         if rows is None or (count > 1 and rows.stride(0) < n):
             raise ValueError(f"{name} is written in place, so its rows must be contiguous and must not overlap")
@@ -187,9 +188,9 @@ def output_rows(tensor: Tensor, name: str, count: int, n: int) -> Rows:
     return Rows(tensor, address, stride, count, n)
 
 
-def vector(tensor: Tensor, name: str) -> Tensor:
-    """`tensor` as contiguous memory, copied where it is not."""
-    gate.check_memory(tensor, name)
+def in_memory(tensor: Tensor, name: str) -> Tensor:
+    """`tensor` as contiguous and aligned memory, copied where it is not."""
+    check_memory(tensor, name)
     tensor = tensor.contiguous()
     return tensor.clone() if tensor.data_ptr() % tensor.itemsize else tensor
 

@@ -82,12 +82,9 @@ def _made_plain(tensor: Tensor, name: str, in_place: bool) -> Tensor:
             tensor = tensor.as_subclass(Tensor)
     if tensor.device.type not in ("cpu", "cuda"):
         no_kernels(tensor, name)
-    if forward_ad._current_level >= 0 and _unpack_dual(tensor).tangent is not None:
-        raise NotImplementedError(
-            f"{name} carries a tangent, but there is no forward-mode derivative; pass {name}.detach(), or use "
-            "reverse mode (torch.autograd.grad)"
-        )
+    refuse_tangent(tensor, name)
     if not _keys_of(tensor).raw_repr() & _UNUSUAL:
+        check_memory(tensor, name)
         return tensor
     if tensor.layout is torch.strided and (tensor.is_neg() or tensor.is_conj()):
         if in_place:
@@ -100,6 +97,15 @@ def _made_plain(tensor: Tensor, name: str, in_place: bool) -> Tensor:
         f"{name} must be a dense tensor in memory, not a {_called(tensor)}; "
         f"{_REMEDIES.get(_called(tensor), 'leave the transform or mode that it belongs to')}"
     )
+
+
+def refuse_tangent(tensor: Tensor, name: str) -> None:
+    """NotImplementedError for a tensor with a tangent, which would be lost."""
+    if forward_ad._current_level >= 0 and _unpack_dual(tensor).tangent is not None:
+        raise NotImplementedError(
+            f"{name} carries a tangent, but there is no forward-mode derivative; pass {name}.detach(), or use "
+            "reverse mode (torch.autograd.grad)"
+        )
 
 
 def _called(tensor: Tensor) -> str:

@@ -17,7 +17,7 @@ from sparring import _arguments as arguments
 from sparring import _bridge as bridge
 from sparring import _eager as eager
 from sparring._bridge import Array
-from sparring._gate import recorded
+from sparring._gate import recorded, refuse_tangent
 
 __all__ = ["l1_step", "project_l1_box", "recovery_step"]
 
@@ -86,16 +86,22 @@ def _registered() -> Any:
 
 def _operands(**arrays: Array) -> list[Tensor]:
     """The arrays as tensors; those that torch itself records, wraps or fakes pass as they are."""
-    convert = bridge.converted if recorded() else bridge.as_tensor
-    return [convert(array, name) for name, array in arrays.items()]
+    if not recorded():
+        return [bridge.as_tensor(array, name) for name, array in arrays.items()]
+    tensors = [bridge.converted(array, name) for name, array in arrays.items()]
+    if not torch.compiler.is_compiling():
+        for name, tensor in zip(arrays, tensors, strict=True):
+            refuse_tangent(tensor, name)
+    return tensors
 
 
 def _numbers(value: Any, name: str, batch: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     """A parameter that is one number or one a row, as the tensor that a registered operator takes."""
-    if not isinstance(value, Tensor):
-        plain = value if type(value) is float else arguments.scalar(value, name)
-        value = bridge.converted(value, name) if plain is None else plain
-    return torch.as_tensor(value, dtype=dtype, device=batch.device)
+    plain = value if type(value) is float else None if isinstance(value, Tensor) else arguments.scalar(value, name)
+    if plain is not None:
+        return torch.full((), plain, dtype=dtype, device=batch.device)
+    (tensor,) = _operands(**{name: value})
+    return tensor.to(batch.device, dtype)
 
 
 def _refuse_out(out: Array | None) -> None:
@@ -227,10 +233,18 @@ def recovery_step(
             image, grad, lr, lam, penalty, exp_avg, exp_avg_sq, step, betas, adam_eps, black, bounds, floor, mask,
             frozen, check_finite,
         )  # fmt: skip
-    pixels, g = _operands(image=image, grad=grad)
+    pixels, first, second = (
+        bridge.writable(array, name) if array is not None and not isinstance(array, Tensor) else array
+        for name, array in (("image", image), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq))
+    )
+    given = {"image": pixels, "grad": grad, "exp_avg": first, "exp_avg_sq": second, "mask": mask, "frozen": frozen}
+    arrays = {name: array for name, array in given.items() if array is not None}
+    arrays = dict(zip(arrays, _operands(**arrays), strict=True))
+    pixels = arrays["image"]
     lo, hi = arguments.bounds_of(bounds, pixels.dtype)
     _registered().recovery_step(
-        pixels, g, exp_avg, exp_avg_sq, _numbers(lr, "lr", pixels), _numbers(lam, "lam", pixels), mask, frozen,
-        penalty == "prox", min(step, arguments.LARGEST_INT), *betas, adam_eps, black, lo, hi, floor, check_finite,
+        pixels, arrays["grad"], arrays.get("exp_avg"), arrays.get("exp_avg_sq"), _numbers(lr, "lr", pixels),
+        _numbers(lam, "lam", pixels), arrays.get("mask"), arrays.get("frozen"), penalty == "prox",
+        min(step, arguments.LARGEST_INT), *betas, adam_eps, black, lo, hi, floor, check_finite,
     )  # fmt: skip
     return image
