@@ -1,4 +1,5 @@
-"""Files that others made: what is no file is refused before it is opened, and every error names the file."""
+"""Files: those that others made are refused by name where they are no files, or not what they should be; new ones are
+there as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -91,3 +92,16 @@ def read_like(
         if tensor.is_floating_point() and bool(tensor.isnan().any()):
             raise ValueError(f"{path}: {name} has NaN")
     return tensors
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file in one go: it is there as a whole, or as it was before."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from sparring._files import layout, read_like, safetensors_file
+from sparring._files import layout, read_like, safetensors_file, write_whole
 from sparring.ensembles.layers import (
     NotStacked,
     StackedBatchNorm,
@@ -135,15 +135,13 @@ class StackedEnsemble(Mixture):
 
     def save(self, path: str | Path) -> None:
         """Write the weights of all members, and those of the mixture, to a new safetensors file."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         path = Path(path)
         if path.exists():
             raise FileExistsError(f"{path} exists already: choose another path")
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        draft = path.with_name(f".{path.name}.part")
-        save_file(tensors, draft, {"format": _FORMAT, "combine": self.combine})
-        draft.replace(path)
+        write_whole(path, save(tensors, {"format": _FORMAT, "combine": self.combine}))
 
     @classmethod
     def load(cls, path: str | Path, network: nn.Module) -> StackedEnsemble:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sparring._files import layout, safetensors_file
+from sparring._files import layout, safetensors_file, write_whole
 from sparring.attacks._model import held_still
 from sparring.data import Dataset, Split
 
@@ -149,9 +148,12 @@ class FoolingSet:
         writer = csv.writer(lines, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(zip(*(column.tolist() for column in values), strict=True))
-        _put(table, lines.getvalue().encode())
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
-        _put(path, save(tensors, {"format": _FORMAT}))
+        write_whole(table, lines.getvalue().encode())
+        tensors = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in self.tensors().items()
+        }
+        write_whole(path, save(tensors, {"format": _FORMAT}))
 
     @classmethod
     def load(cls, path: str | Path) -> FoolingSet:
@@ -235,16 +237,3 @@ def _safetensors(path: str | Path) -> Path:
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in '.safetensors'; got {str(path)!r}")
     return path
-
-
-def _put(path: Path, content: bytes) -> None:
-    """Write a file in one go: it is there as a whole, or as it was before."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with draft.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
