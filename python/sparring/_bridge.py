@@ -50,7 +50,7 @@ def place_of(tensor: Tensor, name: str) -> Place:
     gate.plain(tensor, name, in_place=True)
     if tensor.is_cpu:
         return _on_cpu(torch.get_num_threads())
-    if not _core.build_info()["cuda"]:
+    if not (tensor.is_cuda and _core.build_info()["cuda"]):
         gate.no_kernels(tensor, name)
     return Place(tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream, 1)
 

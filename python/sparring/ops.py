@@ -4,6 +4,11 @@ Arrays are torch tensors (CPU or CUDA), NumPy arrays or anything with ``__dlpack
 dimension is the batch, and every example is a row of D numbers whatever its shape. An example's result does not depend
 on the rest of the batch nor on the number of threads. The maths is stated in ``csrc/ops/<name>.h``;
 :mod:`sparring.reference` has it in float64 torch.
+
+Refused by name are tensors without plain memory (fake, zero, sparse, nested, quantised, of torch.func, of subclasses
+that compute for themselves) and arrays that overlap one that is written. What is traced, transformed or watched
+(``torch.compile``, ``torch.export``, ``torch.jit.trace``, ``make_fx``, ``torch.func``, dispatch modes) is a call of the
+registered operator, ``torch.ops.sparring.<name>``.
 """
 
 from __future__ import annotations
@@ -67,14 +72,16 @@ def project_l1_box(
     Croce & Hein 2021, "Mind the box: L1-APGD for sparse adversarial attacks on image classifiers", appendix A, without
     its sort. Differentiable in `delta`, `x` and `eps` when called on tensors that require grad.
     """
-    if recorded() or (
-        torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in (delta, x, eps))
-    ):
+    if recorded() or (torch.is_grad_enabled() and (_wants_grad(delta) or _wants_grad(x) or _wants_grad(eps))):
         _refuse_out(out)
         d, points = _operands(delta=delta, x=x)
         lo, hi = arguments.bounds_of(bounds, d.dtype)
         return _registered().project_l1_box(d, points, _numbers(eps, "eps", d), lo, hi, check_finite)
     return eager.project_l1_box(delta, x, eps, bounds, out, check_finite)
+
+
+def _wants_grad(array: Any) -> bool:
+    return isinstance(array, Tensor) and array.requires_grad
 
 
 def _registered() -> Any:
