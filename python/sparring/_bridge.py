@@ -205,7 +205,13 @@ def writable(array: Array, name: str) -> Tensor:
         )
     if type(array).__module__.partition(".")[0] in ("jax", "jaxlib"):
         raise TypeError(f"{name} is written in place, but JAX arrays are immutable")
-    return as_tensor(array, name)
+    tensor = as_tensor(array, name)
+    if not isinstance(array, np.ndarray) and tensor.is_cpu:
+        try:  # without a version of the protocol that tells, read-only arrays must not be given
+            array.__dlpack__()
+        except BufferError as error:
+            raise ValueError(f"{name} is written in place, so it must be writable: {error}") from error
+    return tensor
 
 
 def written(*arrays: Array) -> None:

@@ -202,7 +202,7 @@ def test_gradient_kernels_refuse_or_read_a_negative_bit() -> None:
 
     z, bias = torch.rand(ROWS, 4), torch.rand(4)
     with pytest.raises(TypeError, match=r"\bz\b.*resolve_neg"):
-        kernels.bias_activation_(negated(z), None)
+        kernels.bias_activation_(torch._neg_view(z), None)
     with pytest.raises(TypeError, match=r"\bbias\b.*resolve_neg"):
         kernels.bias_activation_(z, negated(bias))
     images = torch.rand(2, 3, 4, 4)

@@ -24,7 +24,6 @@ def supported(tensor: Tensor) -> bool:
 
 def rows_of(tensor: Tensor, name: str, written: bool = False) -> tuple[int, int, int]:
     """Number of rows (all dimensions but the last), their length, and the stride from one to the next."""
-    plain(tensor, name, in_place=True)
     n = tensor.shape[-1]
     if tensor.is_contiguous():
         return (tensor.numel() // n if n else 0), n, n
