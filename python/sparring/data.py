@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparring._files import readable
 from sparring.halves import Halves, halves
 
 __all__ = ["NAMES", "Dataset", "Halves", "Split", "halves", "load", "read_idx"]
@@ -50,6 +54,12 @@ MNIST_FILES: dict[Split, tuple[MnistFile, MnistFile]] = {
 
 CIFAR_BATCH = 10_000
 """Images in each of CIFAR-10's official files."""
+
+CIFAR_BATCHES = [f"data_batch_{number}.bin" for number in range(1, 6)]
+"""The official files of training images; others, such as copies and backups of them, are not read."""
+
+CIFAR_MOST = 60_000
+"""Images that a file of CIFAR-10 holds at most: all that there are."""
 
 CIFAR_COUNTS = {
     "data_batch_1.bin": [1005, 974, 1032, 1016, 999, 937, 1030, 1001, 1025, 981],
@@ -112,8 +122,8 @@ class Dataset:
         """
         if not 0 <= n <= len(self):
             raise ValueError(f"n must be between 0 and {len(self)}, the images at hand; got {n}")
-        generator = generator if generator is not None else torch.Generator().manual_seed(0)
-        order = torch.randperm(len(self), generator=generator).to(self.labels.device)
+        generator = generator if generator is not None else torch.Generator("cpu").manual_seed(0)
+        order = torch.randperm(len(self), generator=generator, device=generator.device).to(self.labels.device)
         quota = torch.tensor([len(range(c, n, self.classes)) for c in range(self.classes)], device=order.device)
         labels = self.labels[order]
         short = torch.bincount(labels, minlength=self.classes) < quota
@@ -150,8 +160,9 @@ def load(name: str, data_dir: str | Path | None = None, split: Split = "train", 
         "digits" (1797 images of 8x8 that come with scikit-learn; every fifth image of each class is the test split),
         "mnist", or "cifar10"; "digits-non-sparse" and "mnist-non-sparse" are these after :meth:`Dataset.lifted`.
     data_dir
-        Folder with the official files, plain or gzipped: the four IDX files of MNIST, or `data_batch_*.bin` and
-        `test_batch.bin` of CIFAR-10's binary version (all the training batches that are there are read).
+        Folder with the official files, plain or gzipped: the four IDX files of MNIST, or `data_batch_1.bin` ...
+        `data_batch_5.bin` and `test_batch.bin` of CIFAR-10's binary version (all the training batches that are there
+        are read, and no file of another name).
         None: MNIST is downloaded once and cached; CIFAR-10 needs the folder; digits needs none.
     split
         "train" or "test".
@@ -165,7 +176,8 @@ def load(name: str, data_dir: str | Path | None = None, split: Split = "train", 
     FileNotFoundError
         If a file is missing.
     ValueError
-        If a file is truncated, too long, of the wrong kind or has the wrong checksum; the message names the file.
+        If a file is truncated, too long, empty, of the wrong kind or has the wrong checksum; the message names the
+        file. No more of it is read, or unpacked, than its header declares.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
@@ -187,8 +199,7 @@ def load(name: str, data_dir: str | Path | None = None, split: Split = "train", 
 
 def read_idx(path: str | Path, dimensions: int) -> np.ndarray:
     """Read an IDX file of unsigned bytes (the format of MNIST), plain or gzipped, as uint8 with `dimensions` axes."""
-    path = Path(path)
-    return _parse_idx(path, _content(path), dimensions)
+    return _read_idx(Path(path), dimensions)[0]
 
 
 def _digits(split: Split) -> Dataset:
@@ -206,9 +217,10 @@ def _mnist(folder: Path | None, split: Split, verify: bool) -> Dataset:
     official = True
     for file, dimensions in zip(MNIST_FILES[split], (3, 1), strict=True):
         path = _download(file) if folder is None else _find(folder, file.name)
-        content = _content(path)
-        contents.append(_parse_idx(path, content, dimensions))
-        digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        content, digest = _read_idx(path, dimensions)
+        if not content.size:
+            raise ValueError(f"{path}: is empty: an array of shape {content.shape}")
+        contents.append(content)
         official &= digest == file.content_md5
         if verify and not official:
             raise ValueError(
@@ -227,7 +239,10 @@ def _cifar10(folder: Path, split: Split) -> Dataset:
     paths = [_find(folder, "test_batch.bin")] if split == "test" else _train_batches(folder)
     batches, differences = [], []
     for path in paths:
-        content = _content(path)
+        with _unpacked(path) as file:
+            content = _read(file, CIFAR_MOST * record + 1)
+        if len(content) > CIFAR_MOST * record:
+            raise ValueError(f"{path}: holds more than {CIFAR_MOST} images, all that CIFAR-10 has")
         if not content or len(content) % record:
             raise ValueError(
                 f"{path}: holds {len(content)} bytes, expected a positive multiple of {record}, the bytes of one image"
@@ -277,10 +292,12 @@ def _find(folder: Path, name: str) -> Path:
 
 
 def _train_batches(folder: Path) -> list[Path]:
-    names = sorted({path.name.removesuffix(".gz") for path in folder.glob("data_batch_*.bin*")})
-    if not names:
-        raise FileNotFoundError(f"data_dir: no data_batch_*.bin or data_batch_*.bin.gz is in {folder}")
-    return [_find(folder, name) for name in names]
+    there = [name for name in CIFAR_BATCHES if (folder / name).is_file() or (folder / f"{name}.gz").is_file()]
+    if not there:
+        raise FileNotFoundError(
+            f"data_dir: none of {CIFAR_BATCHES[0]} ... {CIFAR_BATCHES[-1]}, plain or with .gz, is in {folder}"
+        )
+    return [_find(folder, name) for name in there]
 
 
 def _download(file: MnistFile) -> Path:
@@ -296,29 +313,52 @@ def _download(file: MnistFile) -> Path:
     )
 
 
-def _content(path: Path) -> bytes:
-    if path.suffix != ".gz":
-        return path.read_bytes()
-    try:
-        return gzip.decompress(path.read_bytes())
-    except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path}: expected a complete gzip file: {error}") from error
+@contextmanager
+def _unpacked(path: Path) -> Iterator[BinaryIO]:
+    """The content of a file, plain or gzipped; ValueError, which names it, where it is damaged."""
+    with readable(path).open("rb") as file:
+        if path.suffix != ".gz":
+            yield file
+            return
+        try:
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                yield cast(BinaryIO, unpacked)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"{path}: expected a complete gzip file: {error}") from error
 
 
-def _parse_idx(path: Path, content: bytes, dimensions: int) -> np.ndarray:
+def _read(file: BinaryIO, most: int) -> bytearray:
+    """Up to `most` bytes; memory is taken as they come, whatever number is asked for."""
+    content = bytearray()
+    while part := file.read(min(most - len(content), _AT_ONCE)):
+        content += part
+    return content
+
+
+_AT_ONCE = 2**20
+
+
+def _read_idx(path: Path, dimensions: int) -> tuple[np.ndarray, str]:
+    """The array, and the MD5 of the file's content."""
     # Magic number: two zero bytes, the type (8 is unsigned byte), the number of dimensions; then the sizes, big-endian.
-    header = 4 + 4 * dimensions
+    length = 4 + 4 * dimensions
     magic = bytes((0, 0, 8, dimensions))
-    if content[:4] != magic:
-        raise ValueError(
-            f"{path}: starts with 0x{content[:4].hex()}, expected 0x{magic.hex()}, "
-            f"an IDX file of unsigned bytes in {dimensions} dimension(s)"
-        )
-    if len(content) < header:
-        raise ValueError(f"{path}: truncated: holds {len(content)} bytes, expected a header of {header}")
-    shape = struct.unpack(f">{dimensions}I", content[4:header])
-    expected = header + int(np.prod(shape, dtype=np.int64))
-    if len(content) != expected:
-        what = "truncated" if len(content) < expected else "too long"
-        raise ValueError(f"{path}: {what}: holds {len(content)} bytes, expected {expected} for the shape {shape}")
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    with _unpacked(path) as file:
+        header = _read(file, length)
+        if header[:4] != magic:
+            raise ValueError(
+                f"{path}: starts with 0x{header[:4].hex()}, expected 0x{magic.hex()}, "
+                f"an IDX file of unsigned bytes in {dimensions} dimension(s)"
+            )
+        if len(header) < length:
+            raise ValueError(f"{path}: truncated: holds {len(header)} bytes, expected a header of {length}")
+        shape = struct.unpack(f">{dimensions}I", header[4:])
+        size = math.prod(shape)
+        content = _read(file, size + 1)
+    if len(content) != size:
+        what, holds = "truncated", f"{length + len(content)}"
+        if len(content) > size:
+            what, holds = "too long", f"{path.stat().st_size}" if path.suffix != ".gz" else "more"
+        raise ValueError(f"{path}: {what}: holds {holds} bytes, expected {length + size} for the shape {shape}")
+    digest = hashlib.md5(header + content, usedforsecurity=False).hexdigest()
+    return np.frombuffer(content, np.uint8).reshape(shape), digest

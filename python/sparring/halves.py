@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sparring._files import readable
+
 if TYPE_CHECKING:
     from sparring.data import Dataset
 
@@ -50,9 +52,11 @@ class Halves:
         FileNotFoundError
             If one of them is missing.
         ValueError
-            If an entry is no index below `size`, or is there twice; the message names the file.
+            If an entry is no index below `size`, or is there twice, or they do not ascend; the message names the file.
         """
-        uses = torch.zeros(size, dtype=torch.int64)
+        if size < 0:
+            raise ValueError(f"size must be at least 0, the images of a data set; got {size}")
+        uses = torch.zeros(size, dtype=torch.int64, device="cpu")
         parts = []
         for name in PARTS:
             path = Path(folder) / f"{name}.txt"
@@ -60,6 +64,8 @@ class Halves:
             uses += torch.bincount(parts[-1], minlength=size)
             if bool((uses > 1).any()):
                 raise ValueError(f"{path}: holds {int(uses.argmax())} twice, or a part before it does")
+            if bool((parts[-1].diff() < 0).any()):
+                raise ValueError(f"{path}: expected indices that ascend")
         return cls(*parts)
 
 
@@ -77,7 +83,7 @@ def halves(dataset: Dataset, seed: int = 0, *, valid_share: float = 1 / 6) -> Ha
     """
     if not 0 < valid_share < 1:
         raise ValueError(f"valid_share must be between 0 and 1, both excluded; got {valid_share}")
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(dataset), generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
     by_class = order[dataset.labels.cpu()[order].argsort(stable=True)]
     parts = []
     for name, half in (("A", by_class[0::2]), ("B", by_class[1::2])):
@@ -87,15 +93,22 @@ def halves(dataset: Dataset, seed: int = 0, *, valid_share: float = 1 / 6) -> Ha
                 f"dataset: half {name} gets {len(half)} of its {len(dataset)} images, too few for a share of "
                 f"{valid_share:g} to validate on"
             )
-        chosen = torch.zeros(len(half), dtype=torch.bool)
-        chosen[(2 * torch.arange(count) + 1) * len(half) // (2 * count)] = True  # evenly spaced, so from every class
+        chosen = torch.zeros(len(half), dtype=torch.bool, device="cpu")
+        spaced = (2 * torch.arange(count, device="cpu") + 1) * len(half) // (2 * count)
+        chosen[spaced] = True  # evenly, so from every class
         parts += [half[~chosen].sort().values, half[chosen].sort().values]
     return Halves(*parts)
 
 
 def _indices(path: Path, size: int) -> Tensor:
-    lines = path.read_text(encoding="ascii").split()
+    longest = len(str(size)) + 2  # of a line
+    with readable(path).open("rb") as file:
+        content = file.read(longest * size + 1)
+    if len(content) > longest * size:
+        raise ValueError(f"{path}: longer than a line for each of {size} indices")
+    lines = content.split()
     for line in lines:
-        if not (line.isdigit() and int(line) < size):
-            raise ValueError(f"{path}: holds {line!r}, expected indices from 0 to {size - 1}, one a line")
-    return torch.tensor([int(line) for line in lines], dtype=torch.int64)
+        if not (line.isdigit() and len(line) <= len(str(size)) and int(line) < size):
+            text = line[:20].decode(errors="replace")
+            raise ValueError(f"{path}: holds {text!r}, expected indices from 0 to {size - 1}, one a line")
+    return torch.tensor([int(line) for line in lines], dtype=torch.int64, device="cpu")

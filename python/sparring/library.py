@@ -1,7 +1,7 @@
 """The primitives as ``torch.ops.sparring.*``, for torch.compile, autograd and ``torch.library.opcheck``.
 
-Eager calls without autograd go straight to the compiled module (:mod:`sparring.ops`); only tracing and differentiation
-pass here. Numbers that may differ from row to row are tensors of shape (B,) or ().
+Eager calls without autograd go straight to the compiled module (:mod:`sparring.ops`); only what is traced, transformed
+or differentiated passes here. Numbers that may differ from row to row are tensors of shape (B,) or ().
 """
 
 from __future__ import annotations
@@ -11,15 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparring import ops
+from sparring import _eager as eager
 
 
 @torch.library.custom_op("sparring::project_l1_box", mutates_args=())
 def project_l1_box(delta: Tensor, x: Tensor, eps: Tensor, lo: float, hi: float, check_finite: bool = True) -> Tensor:
-    with torch.no_grad():
-        out = torch.empty_like(delta, memory_format=torch.contiguous_format)
-        ops.project_l1_box(delta.detach(), x.detach(), eps, (lo, hi), out=out, check_finite=check_finite)
-        return out
+    result: Tensor = eager.project_l1_box(delta, x, eps, (lo, hi), None, check_finite)
+    return result
 
 
 @project_l1_box.register_fake
@@ -74,9 +72,8 @@ def l1_step(
     hi: float,
     check_finite: bool = True,
 ) -> Tensor:
-    out = torch.empty_like(delta, memory_format=torch.contiguous_format)
-    ops.l1_step(delta, grad, x, eps, step_size, k, (lo, hi), out=out, check_finite=check_finite)
-    return out
+    result: Tensor = eager.l1_step(delta, grad, x, eps, step_size, k, (lo, hi), None, check_finite)
+    return result
 
 
 @l1_step.register_fake
@@ -115,21 +112,7 @@ def recovery_step(
     floor: float,
     check_finite: bool = True,
 ) -> None:
-    ops.recovery_step(
-        image,
-        grad,
-        lr=lr,
-        lam=lam,
-        penalty="prox" if prox else "subgradient",
-        exp_avg=exp_avg,
-        exp_avg_sq=exp_avg_sq,
-        step=step,
-        betas=(beta1, beta2),
-        adam_eps=adam_eps,
-        black=black,
-        bounds=(lo, hi),
-        floor=floor,
-        mask=mask,
-        frozen=frozen,
-        check_finite=check_finite,
-    )
+    eager.recovery_step(
+        image, grad, lr, lam, "prox" if prox else "subgradient", exp_avg, exp_avg_sq, step, (beta1, beta2), adam_eps,
+        black, (lo, hi), floor, mask, frozen, check_finite,
+    )  # fmt: skip

@@ -17,6 +17,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from sparring._files import read_like, safetensors_file
+
 SMALLEST_SCALE = 1e-6  # of max-norm units
 
 
@@ -352,13 +354,20 @@ def build(
 
 
 def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
-    """Copy the weights in a safetensors file into `network`, which must have exactly those, and return it."""
-    from safetensors.torch import load_file
+    """Copy the weights in a safetensors file into `network`, which must have exactly those, and return it.
 
-    try:
-        network.load_state_dict(load_file(path))
-    except RuntimeError as error:
-        raise ValueError(f"{path}: not the weights of this network: {error}") from error
+    Raises
+    ------
+    OSError
+        If the file cannot be opened.
+    ValueError
+        If it is no safetensors file, or its tensors are not those of the network by name, shape and kind of number
+        (narrower ones are widened), or one has NaN; names the file. The network is then as it was.
+    """
+    own = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in network.state_dict().items()}
+    with safetensors_file(path, "weights") as file:
+        tensors = read_like(file, path, "the weights of this network", own)
+    network.load_state_dict(tensors)
     return network
 
 

@@ -4,11 +4,15 @@ Arrays are torch tensors (CPU or CUDA), NumPy arrays or anything with ``__dlpack
 dimension is the batch, and every example is a row of D numbers whatever its shape. An example's result does not depend
 on the rest of the batch nor on the number of threads. The maths is stated in ``csrc/ops/<name>.h``;
 :mod:`sparring.reference` has it in float64 torch.
+
+Refused by name are tensors without plain memory (fake, zero, sparse, nested, quantised, of torch.func, of subclasses
+that compute for themselves) and arrays that overlap one that is written. What is traced, transformed or watched
+(``torch.compile``, ``torch.export``, ``torch.jit.trace``, ``make_fx``, ``torch.func``, dispatch modes) is a call of the
+registered operator, ``torch.ops.sparring.<name>``.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import torch
@@ -16,22 +20,11 @@ from torch import Tensor
 
 from sparring import _arguments as arguments
 from sparring import _bridge as bridge
+from sparring import _eager as eager
 from sparring._bridge import Array
+from sparring._gate import recorded, refuse_tangent
 
 __all__ = ["l1_step", "project_l1_box", "recovery_step"]
-
-
-def _out_rows(out: Array | None, batch: Tensor, n: int, name: str, inputs: dict[str, bridge.Rows]) -> bridge.Rows:
-    """The rows to write: a new tensor's or `out`'s, which may be `name` itself but none of the other `inputs`."""
-    if out is None:
-        return bridge.input_rows(torch.empty(batch.shape, dtype=batch.dtype, device=batch.device), n)
-    tensor = bridge.writable(out, "out")
-    bridge.check_like(tensor, "out", batch, name)
-    rows = bridge.output_rows(tensor, "out", n)
-    for other, taken in inputs.items():
-        if rows.address == taken.address and batch.numel() > 0:
-            raise ValueError(f"out shares memory with {other}; only {name} itself may be overwritten")
-    return rows
 
 
 def project_l1_box(
@@ -79,43 +72,16 @@ def project_l1_box(
     Croce & Hein 2021, "Mind the box: L1-APGD for sparse adversarial attacks on image classifiers", appendix A, without
     its sort. Differentiable in `delta`, `x` and `eps` when called on tensors that require grad.
     """
-    d, points = bridge.as_tensor(delta, "delta"), bridge.as_tensor(x, "x")
-    radius_grad = isinstance(eps, Tensor) and eps.requires_grad
-    if torch.compiler.is_compiling() or (
-        torch.is_grad_enabled() and (d.requires_grad or points.requires_grad or radius_grad)
-    ):
+    if recorded() or (torch.is_grad_enabled() and (_wants_grad(delta) or _wants_grad(x) or _wants_grad(eps))):
         _refuse_out(out)
-        lo, hi = bridge.bounds_of(bounds)
-        return _registered().project_l1_box(d, points, _number_tensor(eps, d), lo, hi, check_finite)
-    bridge.check_batch(d, "delta")
-    bridge.check_like(points, "x", d, "delta")
-    place = bridge.place_of(d, "delta")
-    radius = bridge.per_row(eps, "eps", d, "numbers >= 0", arguments.not_negative)
-    lo, hi = bridge.bounds_of(bounds)
-    rows, n = bridge.shape_of(d)
-    rows_d, rows_x = bridge.input_rows(d, n), bridge.input_rows(points, n)
-    target = _out_rows(out, d, n, "delta", {"x": rows_x})
-    status = bridge.status_for(place, d, check_finite)
-    bad = bridge.native.project_l1_box(
-        d.dtype is torch.float64,
-        *place,
-        rows,
-        n,
-        rows_d.address,
-        rows_d.stride,
-        rows_x.address,
-        rows_x.stride,
-        radius.address,
-        radius.value,
-        lo,
-        hi,
-        target.address,
-        target.stride,
-        0 if status is None else status.data_ptr(),
-    )
-    if check_finite:
-        bridge.raise_if_not_finite(bad, status, {"delta": d, "x": points})
-    return bridge.like(target.tensor, delta) if out is None else out
+        d, points = _operands(delta=delta, x=x)
+        lo, hi = arguments.bounds_of(bounds, d.dtype)
+        return _registered().project_l1_box(d, points, _numbers(eps, "eps", d), lo, hi, check_finite)
+    return eager.project_l1_box(delta, x, eps, bounds, out, check_finite)
+
+
+def _wants_grad(array: Any) -> bool:
+    return isinstance(array, Tensor) and array.requires_grad
 
 
 def _registered() -> Any:
@@ -125,14 +91,31 @@ def _registered() -> Any:
     return torch.ops.sparring
 
 
-def _number_tensor(value: Any, batch: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.as_tensor(value, dtype=dtype, device=batch.device)
+def _operands(**arrays: Array) -> list[Tensor]:
+    """The arrays as tensors; those that torch itself records, wraps or fakes pass as they are."""
+    if not recorded():
+        return [bridge.as_tensor(array, name) for name, array in arrays.items()]
+    tensors = [bridge.converted(array, name) for name, array in arrays.items()]
+    if not torch.compiler.is_compiling():
+        for name, tensor in zip(arrays, tensors, strict=True):
+            refuse_tangent(tensor, name)
+    return tensors
+
+
+def _numbers(value: Any, name: str, batch: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """A parameter that is one number or one a row, as the tensor that a registered operator takes."""
+    plain = value if type(value) is float else None if isinstance(value, Tensor) else arguments.scalar(value, name)
+    if plain is not None:
+        return torch.full((), plain, dtype=dtype, device=batch.device)
+    (tensor,) = _operands(**{name: value})
+    return tensor.to(batch.device, dtype)
 
 
 def _refuse_out(out: Array | None) -> None:
     if out is not None:
         raise ValueError(
-            "out cannot be combined with arguments that require grad, nor with torch.compile; pass out=None"
+            "out cannot be combined with arguments that require grad, nor with torch.compile, tracing, torch.func or "
+            "dispatch modes; pass out=None"
         )
 
 
@@ -179,57 +162,18 @@ def l1_step(
     Tramer & Boneh 2019, "Adversarial training and robustness for multiple perturbations", section 3; Croce & Hein
     2021, section 3.3.
     """
-    d, g, points = bridge.as_tensor(delta, "delta"), bridge.as_tensor(grad, "grad"), bridge.as_tensor(x, "x")
-    bridge.check_batch(d, "delta")
-    bridge.check_like(g, "grad", d, "delta")
-    bridge.check_like(points, "x", d, "delta")
-    if torch.compiler.is_compiling():
+    if recorded():
         _refuse_out(out)
-        lo, hi = bridge.bounds_of(bounds)
-        n = bridge.shape_of(d)[1]
-        k = max(1, round(k * n)) if isinstance(k, float) else k
-        counts = k if isinstance(k, Tensor) else _number_tensor(k, d, torch.int64)
-        radius_, length_ = _number_tensor(eps, d), _number_tensor(step_size, d)
-        return _registered().l1_step(d, g, points, radius_, length_, counts, lo, hi, check_finite)
-    place = bridge.place_of(d, "delta")
-    radius = bridge.per_row(eps, "eps", d, "numbers >= 0", arguments.not_negative)
-    length = bridge.per_row(step_size, "step_size", d, "finite numbers >= 0", arguments.finite_not_negative)
-    count = arguments.coordinates(k, d)
-    lo, hi = bridge.bounds_of(bounds)
-    rows, n = bridge.shape_of(d)
-    rows_d, rows_g, rows_x = bridge.input_rows(d, n), bridge.input_rows(g, n), bridge.input_rows(points, n)
-    target = _out_rows(out, d, n, "delta", {"grad": rows_g, "x": rows_x})
-    scratch = None  # a row for each team at work, where out cannot serve
-    if target.address == rows_d.address:
-        scratch = torch.empty((place.threads if place.device < 0 else rows, n), dtype=d.dtype, device=d.device)
-    status = bridge.status_for(place, d, check_finite)
-    bad = bridge.native.l1_step(
-        d.dtype is torch.float64,
-        *place,
-        rows,
-        n,
-        rows_d.address,
-        rows_d.stride,
-        rows_g.address,
-        rows_g.stride,
-        rows_x.address,
-        rows_x.stride,
-        radius.address,
-        radius.value,
-        length.address,
-        length.value,
-        count.address,
-        int(count.value),
-        lo,
-        hi,
-        target.address,
-        target.stride,
-        0 if scratch is None else scratch.data_ptr(),
-        0 if status is None else status.data_ptr(),
-    )
-    if check_finite:
-        bridge.raise_if_not_finite(bad, status, {"delta": d, "grad": g, "x": points})
-    return bridge.like(target.tensor, delta) if out is None else out
+        d, g, points = _operands(delta=delta, grad=grad, x=x)
+        lo, hi = arguments.bounds_of(bounds, d.dtype)
+        if isinstance(k, Tensor):
+            counts = k
+        else:
+            k = max(1, round(k * bridge.shape_of(d)[1])) if isinstance(k, float) else k
+            counts = _numbers(min(k, arguments.LARGEST_INT) if isinstance(k, int) else k, "k", d, torch.int64)
+        radius, length = _numbers(eps, "eps", d), _numbers(step_size, "step_size", d)
+        return _registered().l1_step(d, g, points, radius, length, counts, lo, hi, check_finite)
+    return eager.l1_step(delta, grad, x, eps, step_size, k, bounds, out, check_finite)
 
 
 def recovery_step(
@@ -289,70 +233,25 @@ def recovery_step(
     -----
     Kingma & Ba 2015, "Adam"; Parikh & Boyd 2014, "Proximal algorithms", section 6.5.
     """
-    pixels, g = bridge.writable(image, "image"), bridge.as_tensor(grad, "grad")
-    bridge.check_batch(pixels, "image")
-    bridge.check_like(g, "grad", pixels, "image")
-    if torch.compiler.is_compiling():
-        lo, hi = bridge.bounds_of(bounds)
-        rates = _number_tensor(lr, pixels), _number_tensor(lam, pixels)
-        adam = step, *betas, adam_eps
-        prox = penalty == "prox"
-        _registered().recovery_step(
-            pixels, g, exp_avg, exp_avg_sq, *rates, mask, frozen, prox, *adam, black, lo, hi, floor, check_finite
-        )
-        return image
-    place = bridge.place_of(pixels, "image")
     if penalty not in ("subgradient", "prox"):
         raise ValueError(f"penalty is {penalty!r}; accepted: 'subgradient', 'prox'")
-    rate = bridge.per_row(lr, "lr", pixels, "finite numbers >= 0", arguments.finite_not_negative)
-    weight = bridge.per_row(lam, "lam", pixels, "finite numbers >= 0", arguments.finite_not_negative)
-    if isinstance(step, bool) or not isinstance(step, int) or step < 1:
-        raise ValueError(f"step is {step!r}; accepted: integers >= 1")
-    beta1 = arguments.number(betas[0], "betas", "two numbers in [0, 1)", arguments.is_share)
-    beta2 = arguments.number(betas[1], "betas", "two numbers in [0, 1)", arguments.is_share)
-    adam_eps = arguments.number(adam_eps, "adam_eps", "numbers > 0", arguments.is_positive)
-    black = arguments.number(black, "black", "finite numbers", math.isfinite)
-    floor = arguments.number(floor, "floor", "numbers >= 0", arguments.not_negative)
-    lo, hi = bridge.bounds_of(bounds)
-    rows, n = bridge.shape_of(pixels)
-    rows_image, rows_g = bridge.output_rows(pixels, "image", n), bridge.input_rows(g, n)
-    moments = arguments.moments(exp_avg, exp_avg_sq, pixels, n)
-    for name, other in (("grad", rows_g), *zip(("exp_avg", "exp_avg_sq"), moments, strict=False)):
-        if other.address == rows_image.address and pixels.numel() > 0:
-            raise ValueError(f"image shares memory with {name}; it is written in place, so they must differ")
-    held = None if mask is None else arguments.bools(mask, "mask", pixels, (pixels.shape, pixels.shape[1:]))
-    done = None if frozen is None else arguments.bools(frozen, "frozen", pixels, (pixels.shape[:1],))
-    status = bridge.status_for(place, pixels, check_finite)
-    bad = bridge.native.recovery_step(
-        pixels.dtype is torch.float64,
-        *place,
-        rows,
-        n,
-        rows_image.address,
-        rows_image.stride,
-        rows_g.address,
-        rows_g.stride,
-        moments[0].address if moments else 0,
-        moments[1].address if moments else 0,
-        n,
-        0 if held is None else held.data_ptr(),
-        n if held is not None and held.ndim == pixels.ndim else 0,
-        0 if done is None else done.data_ptr(),
-        rate.address,
-        rate.value,
-        weight.address,
-        weight.value,
-        penalty == "prox",
-        beta1,
-        beta2,
-        adam_eps,
-        step,
-        black,
-        lo,
-        hi,
-        floor,
-        0 if status is None else status.data_ptr(),
+    if not recorded():
+        return eager.recovery_step(
+            image, grad, lr, lam, penalty, exp_avg, exp_avg_sq, step, betas, adam_eps, black, bounds, floor, mask,
+            frozen, check_finite,
+        )  # fmt: skip
+    pixels, first, second = (
+        bridge.writable(array, name) if array is not None and not isinstance(array, Tensor) else array
+        for name, array in (("image", image), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq))
     )
-    if check_finite:
-        bridge.raise_if_not_finite(bad, status, {"image": pixels, "grad": g})
+    given = {"image": pixels, "grad": grad, "exp_avg": first, "exp_avg_sq": second, "mask": mask, "frozen": frozen}
+    arrays = {name: array for name, array in given.items() if array is not None}
+    arrays = dict(zip(arrays, _operands(**arrays), strict=True))
+    pixels = arrays["image"]
+    lo, hi = arguments.bounds_of(bounds, pixels.dtype)
+    _registered().recovery_step(
+        pixels, arrays["grad"], arrays.get("exp_avg"), arrays.get("exp_avg_sq"), _numbers(lr, "lr", pixels),
+        _numbers(lam, "lam", pixels), arrays.get("mask"), arrays.get("frozen"), penalty == "prox",
+        min(step, arguments.LARGEST_INT), *betas, adam_eps, black, lo, hi, floor, check_finite,
+    )  # fmt: skip
     return image

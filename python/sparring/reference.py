@@ -104,7 +104,7 @@ def l1_step(
     stuck = _rows((grad == 0) | ((grad > 0) & (point >= hi)) | ((grad < 0) & (point <= lo))).bool()
     delta, grad, x = _rows(delta), _rows(grad), _rows(x)
     count = _per_row(k, delta)
-    if torch.as_tensor(k).is_floating_point():
+    if torch.as_tensor(k, device=delta.device).is_floating_point():
         count = (count * delta.shape[1]).round().clamp(min=1)
     rank = torch.where(stuck, -1.0, grad.abs()).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     chosen = count.minimum((~stuck).sum(1, keepdim=True))
@@ -162,7 +162,7 @@ def recovery_step(
     old = image.to(torch.float64)
     old_m, old_v = (None if t is None else t.to(torch.float64) for t in (exp_avg, exp_avg_sq))
     like = (-1,) + (1,) * (image.dim() - 1)
-    lr, lam = (torch.as_tensor(value, dtype=torch.float64).reshape(like) for value in (lr, lam))
+    lr, lam = (torch.as_tensor(value, dtype=torch.float64, device=image.device).reshape(like) for value in (lr, lam))
     weight = lam / max(1, math.prod(image.shape[1:]))
 
     g = grad.to(torch.float64)
@@ -176,9 +176,9 @@ def recovery_step(
         v = betas[1] * v + (1 - betas[1]) * g**2
         rate = lr / (v.sqrt() / math.sqrt(1 - betas[1] ** step) + adam_eps)
         direction = m / (1 - betas[0] ** step)
-    y = old - rate * direction - black
+    y = old - _product(rate, direction) - black
     if penalty == "prox":
-        y = y.sign() * (y.abs() - rate * weight).clamp(min=0)
+        y = y.sign() * (y.abs() - _product(rate, weight)).clamp(min=0)
     new = (black + y).clamp(lo, hi)
     new = new.where((new - black).abs() >= floor, black)
 
@@ -201,15 +201,20 @@ def _rows(t: Tensor) -> Tensor:
     return t.reshape(t.shape[0], math.prod(t.shape[1:])).to(torch.float64)
 
 
+def _product(rate: Tensor, factor: Tensor) -> Tensor:
+    """Their product, where a rate that overflowed times 0 is 0."""
+    return torch.where(factor == 0, 0.0, rate * factor)
+
+
 def _rounded(like: Tensor, *numbers: float) -> list[float]:
     """Numbers as the type of `like` represents them."""
-    rounded: list[float] = torch.tensor(numbers, dtype=like.dtype).tolist()
+    rounded: list[float] = torch.tensor(numbers, dtype=like.dtype, device="cpu").tolist()
     return rounded
 
 
 def _per_row(value: float | Tensor, rows: Tensor) -> Tensor:
     """A scalar, or one number per row, as a (B, 1) column."""
-    return torch.as_tensor(value, dtype=torch.float64).reshape(-1, 1).expand(rows.shape[0], 1)
+    return torch.as_tensor(value, dtype=torch.float64, device=rows.device).reshape(-1, 1).expand(rows.shape[0], 1)
 
 
 def _finite(*rows: Tensor) -> Tensor:

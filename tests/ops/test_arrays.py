@@ -116,3 +116,26 @@ def test_anything_with_dlpack(dtype: torch.dtype) -> None:
     ops.recovery_step(Capsule(image), grad, lr=0.1, lam=1.0)
     ops.recovery_step(same, tensors[1], lr=0.1, lam=1.0)
     assert torch.equal(image, same)
+
+
+def test_read_only_arrays_of_other_libraries() -> None:
+    """Read; and not written, though what exports them says only by a flag that they are read-only."""
+
+    class ReadOnly:
+        def __init__(self, array: np.ndarray) -> None:
+            self.array = array
+            array.flags.writeable = False
+
+        def __dlpack__(self, **kwargs: Any) -> Any:
+            return self.array.__dlpack__(**kwargs)
+
+        def __dlpack_device__(self) -> Any:
+            return self.array.__dlpack_device__()
+
+    delta, grad, x = problem()
+    zeros = ReadOnly(np.zeros((4, 3, 10), np.float32))
+    with pytest.raises((TypeError, ValueError), match=r"\bout\b"):
+        ops.project_l1_box(delta, x, 1.0, out=zeros)
+    with pytest.raises((TypeError, ValueError), match=r"\bimage\b"):
+        ops.recovery_step(zeros, grad, lr=0.1, lam=1.0)
+    assert not zeros.array.any()

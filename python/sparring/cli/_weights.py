@@ -21,11 +21,12 @@ def load_network(weights: Path, arch: str, input_shape: tuple[int, ...], classes
     from sparring.networks import load_weights
 
     _check_weights(weights)
+    have = _shapes_in(weights)
     network = make_network(arch, input_shape, classes)
-    try:
-        return load_weights(network, weights)
-    except ValueError:
-        raise ValueError(_mismatch(network, weights, arch, input_shape, classes)) from None
+    want = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    if have != want:
+        raise ValueError(f"{weights}: not the weights of --arch {arch}: {_mismatch(have, want, input_shape, classes)}")
+    return load_weights(network, weights)
 
 
 def make_network(
@@ -76,24 +77,26 @@ def _check_weights(weights: Path) -> None:
             f"{weights} is a pickle, which can run any code when it is read: only safetensors files are read. Convert "
             f'the state_dict in it once: python -c "{convert}"'
         )
+
+
+def _shapes_in(weights: Path) -> dict[str, tuple[int, ...]]:
     from safetensors import SafetensorError, safe_open
 
+    from sparring._files import layout, readable
+
     try:
-        with safe_open(weights, "pt") as file:
-            file.keys()
+        with safe_open(readable(weights), "pt") as file:
+            return {name: shape for name, (_, shape) in layout(file).items()}
     except SafetensorError as error:
         raise ValueError(f"{weights} is no safetensors file: {error}") from None
 
 
-def _mismatch(network: nn.Module, weights: Path, arch: str, input_shape: tuple[int, ...], classes: int) -> str:
+def _mismatch(
+    have: dict[str, tuple[int, ...]], want: dict[str, tuple[int, ...]], input_shape: tuple[int, ...], classes: int
+) -> str:
     """What differs between a file of weights and a network, and which built-in network would fit."""
-    from safetensors import safe_open
-
     from sparring.networks import NETWORKS, build
 
-    with safe_open(weights, "pt") as file:
-        have = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    want = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     differing = [f"{n} (file {have[n]}, network {want[n]})" for n in want if n in have and have[n] != want[n]]
     differences = {
         "the file lacks": [name for name in want if name not in have],
@@ -109,4 +112,4 @@ def _mismatch(network: nn.Module, weights: Path, arch: str, input_shape: tuple[i
             shapes = {key: tuple(value.shape) for key, value in build(name, input_shape, classes).state_dict().items()}
             fitting += [name] * (shapes == have)
     hint = f"; they fit --arch {' or '.join(fitting)}" if fitting else ""
-    return f"{weights}: not the weights of --arch {arch}: {'; '.join(parts)}{hint}"
+    return f"{'; '.join(parts)}{hint}"

@@ -11,6 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from sparring._files import layout, read_like, safetensors_file, write_whole
 from sparring.ensembles.doubles import Doubles, adopt_modes
 from sparring.ensembles.layers import (
     NotStacked,
@@ -20,7 +21,7 @@ from sparring.ensembles.layers import (
     check_architecture,
     stacked_network,
 )
-from sparring.ensembles.mixture import Mixture
+from sparring.ensembles.mixture import COMBINES, Mixture
 from sparring.ensembles.quick import quick
 from sparring.ensembles.slices import Slice, container, tensors_of
 from sparring.gradients import input_grad, layers
@@ -129,15 +130,13 @@ class StackedEnsemble(Mixture):
 
     def save(self, path: str | Path) -> None:
         """Write the weights of all members, and those of the mixture, to a new safetensors file."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         path = Path(path)
         if path.exists():
             raise FileExistsError(f"{path} exists already: choose another path")
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        draft = path.with_name(f".{path.name}.part")
-        save_file(tensors, draft, {"format": _FORMAT, "combine": self.combine})
-        draft.replace(path)
+        write_whole(path, save(tensors, {"format": _FORMAT, "combine": self.combine}))
 
     @classmethod
     def load(cls, path: str | Path, network: nn.Module) -> StackedEnsemble:
@@ -145,24 +144,29 @@ class StackedEnsemble(Mixture):
 
         Raises
         ------
+        OSError
+            If the file cannot be opened.
         ValueError
-            If the file is not one of an ensemble, or of networks of another architecture.
+            If the file is not one of an ensemble, or of networks of another architecture or of numbers that `network`
+            has not; names it.
         """
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, "pt") as file:
-                about = file.metadata() or {}
-                if about.get("format") != _FORMAT:
-                    raise ValueError(f"{path}: not an ensemble ({_FORMAT!r}), by its header")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        except SafetensorError as error:
-            raise ValueError(f"{path}: not a complete safetensors file with an ensemble: {error}") from error
-        ensemble = cls([network] * len(tensors["weights"]), about["combine"])
-        try:
-            ensemble.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise ValueError(f"{path}: not an ensemble of such networks: {error}") from error
+        with safetensors_file(path, "an ensemble") as file:
+            about = file.metadata() or {}
+            if about.get("format") != _FORMAT:
+                raise ValueError(f"{path}: not an ensemble ({_FORMAT!r}), by its header")
+            if about.get("combine") not in COMBINES:
+                raise ValueError(f"{path}: combine is {about.get('combine')!r}, expected one of {', '.join(COMBINES)}")
+            _, shape = layout(file).get("weights", (None, ()))
+            if len(shape) != 1 or shape == (0,):
+                raise ValueError(f"{path}: weights has shape {shape}, expected one for each member")
+            one = cls([network], about["combine"]).state_dict()  # which tells what many are like
+            wanted = {name: (tensor.dtype, (*shape, *tensor.shape[1:])) for name, tensor in one.items()}
+            tensors = read_like(file, path, "an ensemble of such networks", wanted)
+        weights = tensors["weights"]
+        if not bool((weights >= 0).all()) or abs(float(weights.sum()) - 1) > 1e-6:
+            raise ValueError(f"{path}: weights must be at least 0 and sum to 1; got {weights.tolist()}")
+        ensemble = cls([network] * len(weights), about["combine"])
+        ensemble.load_state_dict(tensors)
         return ensemble
 
     def members_by_autograd(self) -> list[Step]:

@@ -58,8 +58,7 @@ def symmetric_symbol(lags: Tensor, twiddles: Tensor) -> Tensor:
     ValueError
         For other shapes, dtypes or devices.
     """
-    _check(lags, "lags", 4, "(L, 2, n, n)")
-    _check(twiddles, "twiddles", 3, "(F, L, 2)")
+    lags, twiddles = _checked(lags, "lags", 4, "(L, 2, n, n)"), _checked(twiddles, "twiddles", 3, "(F, L, 2)")
     count, parts, size, across = lags.shape
     if parts != 2 or across != size or size < 1:
         raise ValueError(f"lags must have shape (L, 2, n, n), n >= 1; got {tuple(lags.shape)}")
@@ -68,7 +67,7 @@ def symmetric_symbol(lags: Tensor, twiddles: Tensor) -> Tensor:
             f"twiddles must have shape (F, {count}, 2), as there are {count} lags; got {tuple(twiddles.shape)}"
         )
     _same_kind(twiddles, "twiddles", lags, "lags")
-    lags, twiddles = lags.contiguous(), twiddles.contiguous()
+    lags, twiddles = bridge.in_memory(lags, "lags"), bridge.in_memory(twiddles, "twiddles")
     out = torch.empty(len(twiddles), 2 * size, 2 * size, dtype=lags.dtype, device=lags.device)
     # Groups of entries, each of them together for all lags.
     near = _CACHE // (2 * max(1, count) * lags.element_size())
@@ -109,9 +108,9 @@ def absolute_sums(matrix: Tensor) -> AbsoluteSums:
     ValueError
         For other shapes, dtypes or devices.
     """
-    _check(matrix, "matrix", 2, "(rows, n)")
+    matrix = _checked(matrix, "matrix", 2, "(rows, n)")
     rows, n = matrix.shape
-    matrix = matrix if n < 2 or matrix.stride(1) == 1 else matrix.contiguous()
+    matrix = matrix if n < 2 or matrix.stride(1) == 1 else bridge.in_memory(matrix, "matrix")
     result = torch.empty(2, rows, dtype=float64, device=matrix.device)
     sums, squares = result
     bridge.native.absolute_sums(
@@ -156,16 +155,17 @@ def top_eigenpair(matrices: Tensor, start: Tensor | None = None, steps: int = 20
     ----------
     Bradbury and Fletcher, "New iterative methods for solution of the eigenproblem", Numerische Mathematik 9 (1966).
     """
-    count, size = _square(matrices)
+    matrices, count, size = _square(matrices)
     if steps < 0 or not tol >= 0:
         raise ValueError(f"steps and tol are {steps} and {tol}; accepted: numbers >= 0")
     if start is None:
-        generator = torch.Generator().manual_seed(size)
-        start = torch.randn(size, generator=generator, dtype=float64).to(matrices)
-    elif tuple(start.shape) not in ((count, size), (size,)):
+        generator = torch.Generator("cpu").manual_seed(size)
+        start = torch.randn(size, generator=generator, dtype=float64, device="cpu").to(matrices)
+    start = bridge.as_tensor(start, "start")
+    if tuple(start.shape) not in ((count, size), (size,)):
         raise ValueError(f"start must have shape {(count, size)} or {(size,)}; got {tuple(start.shape)}")
     _same_kind(start, "start", matrices, "matrices")
-    matrices, start = matrices.contiguous(), start.contiguous()
+    matrices, start = bridge.in_memory(matrices, "matrices"), bridge.in_memory(start, "start")
     place = bridge.place_of(matrices, "matrices")
     vector = torch.empty(count, size, dtype=matrices.dtype, device=matrices.device)
     value, residual = torch.empty(2, count, dtype=float64, device=matrices.device)
@@ -218,12 +218,12 @@ def positive_definite(matrices: Tensor, shift: Tensor) -> Tensor:
     Rump, "Verification of positive definiteness", BIT Numerical Mathematics 46 (2006).
     Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed. (2002), Theorem 10.3.
     """
-    count, size = _square(matrices)
-    _check(shift, "shift", 1, "(F,)")
+    matrices, count, size = _square(matrices)
+    shift = _checked(shift, "shift", 1, "(F,)")
     if len(shift) != count:
         raise ValueError(f"shift must have shape ({count},), one number a matrix; got {tuple(shift.shape)}")
     _same_kind(shift, "shift", matrices, "matrices")
-    matrices, shift = matrices.contiguous(), shift.contiguous()
+    matrices, shift = bridge.in_memory(matrices, "matrices"), bridge.in_memory(shift, "shift")
     place = bridge.place_of(matrices, "matrices")
     definite = torch.empty(count, dtype=torch.bool, device=matrices.device)
     padded = -(-size // 32) * 32
@@ -249,19 +249,24 @@ def positive_definite(matrices: Tensor, shift: Tensor) -> Tensor:
     return definite
 
 
-def _check(tensor: Tensor, name: str, dimensions: int, shape: str) -> None:
+def _checked(tensor: Tensor, name: str, dimensions: int, shape: str) -> Tensor:
+    """The tensor with its numbers in memory as they read."""
+    if tensor.is_cpu or tensor.is_cuda:
+        tensor = bridge.as_tensor(tensor, name)
     if tensor.ndim != dimensions or (tensor.dtype is not float32 and tensor.dtype is not float64):
         raise ValueError(
             f"{name} must be float32 or float64 of shape {shape}; got {tensor.dtype} {tuple(tensor.shape)}"
         )
+    bridge.check_memory(tensor, name)
+    return tensor
 
 
-def _square(matrices: Tensor) -> tuple[int, int]:
-    _check(matrices, "matrices", 3, "(F, m, m)")
+def _square(matrices: Tensor) -> tuple[Tensor, int, int]:
+    matrices = _checked(matrices, "matrices", 3, "(F, m, m)")
     count, size, across = matrices.shape
     if size != across or size < 1:
         raise ValueError(f"matrices must have shape (F, m, m), m >= 1; got {tuple(matrices.shape)}")
-    return count, size
+    return matrices, count, size
 
 
 def _same_kind(tensor: Tensor, name: str, model: Tensor, model_name: str) -> None:

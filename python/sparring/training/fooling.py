@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from sparring._files import layout, safetensors_file, write_whole
 from sparring.attacks._model import held_still
 from sparring.data import Dataset, Split
 
@@ -41,11 +42,11 @@ class FoolingSet:
 
     Attributes
     ----------
-    images : (B, C, H, W), in [0, 1].
-    targets : int64 (B,), the class each image was made for.
+    images : float32 or float64 (B, C, H, W), in [0, 1].
+    targets : int64 (B,), from 0, the class each image was made for.
     prob : (B,), the network's probability for that class.
     sparsity : int64 (B,), entries above black (0).
-    stop_step : int64 (B,), the step at which the attack stopped.
+    stop_step : int64 (B,), from 0, the step at which the attack stopped.
     success : bool (B,), whether the image qualifies: probable and sparse enough.
     """
 
@@ -147,9 +148,12 @@ class FoolingSet:
         writer = csv.writer(lines, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(zip(*(column.tolist() for column in values), strict=True))
-        _put(table, lines.getvalue().encode())
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
-        _put(path, save(tensors, {"format": _FORMAT}))
+        write_whole(table, lines.getvalue().encode())
+        tensors = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in self.tensors().items()
+        }
+        write_whole(path, save(tensors, {"format": _FORMAT}))
 
     @classmethod
     def load(cls, path: str | Path) -> FoolingSet:
@@ -157,23 +161,51 @@ class FoolingSet:
 
         Raises
         ------
-        FileNotFoundError
-            If there is no such file.
+        OSError
+            If the file cannot be opened.
         ValueError
-            If the file is not a set of fooling images; names it.
+            If the file is not a set of fooling images, or what it holds is none: shapes, dtypes and ranges as said
+            above; names it.
         """
-        from safetensors import SafetensorError, safe_open
-
         path = _safetensors(path)
-        try:
-            with safe_open(path, "pt") as file:
-                if (file.metadata() or {}).get("format") != _FORMAT:
-                    raise ValueError(f"{path}: not a set of fooling images ({_FORMAT!r}), by its header")
-                return cls(*(file.get_tensor(name) for name in cls.__dataclass_fields__))
-        except SafetensorError as error:
-            raise ValueError(
-                f"{path}: not a complete safetensors file with a set of fooling images: {error}"
-            ) from error
+        with safetensors_file(path, "a set of fooling images") as file:
+            if (file.metadata() or {}).get("format") != _FORMAT:
+                raise ValueError(f"{path}: not a set of fooling images ({_FORMAT!r}), by its header")
+            _check_layout(path, layout(file))
+            loaded = cls(*(file.get_tensor(name) for name in cls.__dataclass_fields__))
+        loaded._check_ranges(path)
+        return loaded
+
+    def _check_ranges(self, path: Path) -> None:
+        lit = (self.images > 0).flatten(1).sum(1)
+        for name, wrong, expected in (
+            ("images", ~((self.images >= 0) & (self.images <= 1)).flatten(1).all(1), "entries in [0, 1]"),
+            ("targets", self.targets < 0, "classes from 0"),
+            ("prob", ~((self.prob >= 0) & (self.prob <= 1)), "probabilities"),
+            ("sparsity", self.sparsity != lit, "the number of the image's entries above 0"),
+            ("stop_step", self.stop_step < 0, "steps from 0"),
+        ):
+            if bool(wrong.any()):
+                row = int(wrong.nonzero()[0])
+                raise ValueError(f"{path}: {name} of image {row} is wrong, expected {expected}")
+
+
+def _check_layout(path: Path, found: Mapping[str, tuple[torch.dtype | None, tuple[int, ...]]]) -> None:
+    """ValueError unless the header says what the tensors of a `FoolingSet` are."""
+    real = (torch.float32, torch.float64)
+    dtypes = dict.fromkeys(("targets", "sparsity", "stop_step"), (torch.int64,)) | {"success": (torch.bool,)}
+    for name in FoolingSet.__dataclass_fields__:
+        if name not in found:
+            raise ValueError(f"{path}: not a set of fooling images: lacks {name}")
+    count, *size = found["images"][1] or (0,)
+    for name in FoolingSet.__dataclass_fields__:
+        dtype, shape = found[name]
+        if dtype not in dtypes.get(name, real):
+            raise ValueError(f"{path}: {name} is {dtype}, expected {' or '.join(map(str, dtypes.get(name, real)))}")
+        if name == "images" and (len(size) != 3 or 0 in size):
+            raise ValueError(f"{path}: images has shape {shape}, expected (B, C, H, W)")
+        if name != "images" and shape != (count,):
+            raise ValueError(f"{path}: {name} has shape {shape}, expected ({count},), one for each image")
 
 
 def join(sets: list[FoolingSet]) -> FoolingSet:
@@ -205,16 +237,3 @@ def _safetensors(path: str | Path) -> Path:
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in '.safetensors'; got {str(path)!r}")
     return path
-
-
-def _put(path: Path, content: bytes) -> None:
-    """Write a file in one go: it is there as a whole, or as it was before."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with draft.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

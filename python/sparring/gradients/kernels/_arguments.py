@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, float32, float64, int64
 
 from sparring import _core
+from sparring._gate import plain
 
 LOSSES = ("ce", "margin", "dlr", "prob")
 COMBINES = ("probs", "logits", "loss")
@@ -43,11 +44,13 @@ def agree(shape: tuple[int, ...], wanted: tuple[int, ...], name: str, other: str
 def check_indices(indices: Tensor | None, name: str, batch: int, like: Tensor) -> None:
     if indices is None:
         return
+    plain(indices, name, in_place=True)
     agree(tuple(indices.shape), (batch,), name, "the batch")
     if indices.dtype is not int64 or not ((indices.is_cpu and like.is_cpu) or indices.device == like.device):
         raise ValueError(f"{name} are {indices.dtype} on '{indices.device}', not int64 on '{like.device}'")
 
 
 def same_kind(tensor: Tensor, other: Tensor, name: str) -> None:
+    plain(tensor, name, in_place=True)
     if tensor.dtype is not other.dtype or not ((tensor.is_cpu and other.is_cpu) or tensor.device == other.device):
         raise ValueError(f"{name} is {tensor.dtype} on '{tensor.device}', not {other.dtype} on '{other.device}'")
