@@ -27,6 +27,15 @@ def plural(word: str, count: int) -> str:
     return word if count == 1 else word + "s"
 
 
+def visible(text: str) -> str:
+    """Text in a line, whoever wrote it: control characters, and bytes of no character, are shown as escapes."""
+    return "".join(char if char.isprintable() else _escape(char) for char in text)
+
+
+def _escape(char: str) -> str:
+    return char if char == "\u00a0" else char.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
 def aligned(head: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:
     """A table as text, ruled below its head; the first `left` columns flush left, the others right."""
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]

@@ -31,8 +31,14 @@ CAVEAT = (
 class Story:
     """What the numbers and images of a run have to say; parts whose stage is still to come are left out."""
 
-    def __init__(self, config: dict[str, Any], numbers: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        self.config, self.numbers, self.tensors = config, numbers, tensors
+    def __init__(
+        self,
+        config: dict[str, Any],
+        numbers: dict[str, Any],
+        tensors: Mapping[str, Tensor],
+        left_out: Mapping[str, str] | None = None,
+    ) -> None:
+        self.config, self.numbers, self.tensors, self.left_out = config, numbers, tensors, left_out or {}
 
     # -- the top of the page
 
@@ -58,6 +64,7 @@ class Story:
             tiles=self._tiles(),
             command=self.config.get("command", "sparring intriguing"),
             tables=[self._settings()],
+            warnings=[f"Left out, as it cannot be computed: {name}: {why}." for name, why in self.left_out.items()],
         )
 
     def _tiles(self) -> list[Tile]:
