@@ -98,9 +98,12 @@ def takes_files(folder: Path, *, made: bool = False) -> None:
         raise FileNotFoundError(f"there is no folder {folder}")
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is not a folder")
+    clear_drafts(folder / "trial")
     trial = draft_of(folder / "trial")
-    trial.touch()
-    trial.unlink()
+    try:
+        trial.touch()
+    finally:
+        trial.unlink(missing_ok=True)
 
 
 def packed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
@@ -117,6 +120,13 @@ def packed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = N
         ordered += b" " * (-len(ordered) % 8)
         content = len(ordered).to_bytes(8, "little") + ordered + content[8 + size :]
     return content
+
+
+def unpacked(content: bytes) -> dict[str, Tensor]:
+    """The tensors in a safetensors file by name, in the names' order; SafetensorError if it is none, or not whole."""
+    from safetensors.torch import load
+
+    return dict(sorted(load(content).items()))  # safetensors has them in another order in each process
 
 
 def digest(content: bytes) -> str:

@@ -175,7 +175,8 @@ class Run:
         log = self._logged()
         if log:
             _files.sync(self.path / "metrics.jsonl")
-        about = {"config": self.config, "log": _files.digest(log)}
+        config = json.loads(json.dumps(self.config, sort_keys=True))  # in one order, whatever was added when
+        about = {"config": config, "log": _files.digest(log)}
         whole = {**state, "metrics_bytes": len(log), "run": about}
         content = _files.packed(tensors, {"state": json.dumps(whole)})
         if self._next is None:
@@ -327,7 +328,6 @@ class _Saved:
     def read(cls, path: Path) -> _Saved:
         """Read and check a file; `_Damaged` if it is not what was written."""
         from safetensors import SafetensorError
-        from safetensors.torch import load
 
         try:
             content, checksum = path.read_bytes(), _checksum(path)
@@ -337,7 +337,7 @@ class _Saved:
         if wanted is not None and wanted[:1] != [_files.digest(content)]:
             raise _Damaged(f"{path} is damaged: its checksum is not that in {checksum.name}")
         try:
-            tensors = load(content)
+            tensors = _files.unpacked(content)
             header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
             state = json.loads(header["__metadata__"]["state"])
             about = state.pop("run", None)

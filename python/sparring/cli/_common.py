@@ -30,7 +30,7 @@ def progress_bar(console: Console) -> Iterator[Callable[[Progress], None]]:
     from rich import progress
 
     columns = (progress.BarColumn(), progress.TaskProgressColumn(), progress.TimeElapsedColumn())
-    text = progress.TextColumn("{task.description}")
+    text = progress.TextColumn("{task.description}", markup=False)
     with progress.Progress(*columns, text, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("starting", total=None)
         yield lambda now: bar.update(task, completed=now.done, total=now.total, description=now.doing)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparring import _files
+from sparring._text import visible
 from sparring.cli import _common as common
 from sparring.cli import _ending as ending
 from sparring.cli import _options as options
@@ -124,7 +125,7 @@ def lipschitz(
             inputs, shape, classes = _inputs(model, data, data_dir, images, shape, classes)
             network = _network(model, weights, shape, classes, seed)
             report = layer_bounds(network, shape, tol=tol, certified=not estimate, data=inputs)
-        typer.echo(report.table())
+        typer.echo("\n".join(map(visible, report.table().split("\n"))))  # a file may name layers as it likes
         if weights is None and not Path(model).is_file():
             typer.echo(f"\nThe weights are random (seed {seed}): give --weights for a trained network.")
         if out is not None:

@@ -137,9 +137,8 @@ def as_picture(image: torch.Tensor) -> np.ndarray:
 def load(path: Path) -> dict[str, torch.Tensor]:
     """The tensors in a file of a run, none if it is not there; RunError if it is damaged."""
     from safetensors import SafetensorError
-    from safetensors.torch import load as unpacked
 
     try:
-        return unpacked(path.read_bytes()) if path.exists() else {}
+        return _files.unpacked(path.read_bytes()) if path.exists() else {}
     except SafetensorError as error:
         raise RunError(f"{path} is damaged: {error}") from error
