@@ -36,7 +36,7 @@ from sparring import _files
 from sparring.training.loop import Checkpoint
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+    from sparring._events import Board
 
 Record = dict[str, Any]
 
@@ -65,9 +65,7 @@ class Run:
         self.config = _config(path / "config.json")
         self.tell: Callable[[str], None] = _warn
         self._lock: IO[str] | None = None
-        self._hook = threading.excepthook
-        self._board: SummaryWriter | None = None
-        self._threads: list[threading.Thread] = []  # of TensorBoard
+        self._board: Board | None = None
         self._pending: _Pending | None = None
         self._next: int | None = None
         self._last = time.perf_counter()
@@ -118,7 +116,6 @@ class Run:
             lock.close()
             raise RunError(f"{self.path} is in use by another process")
         self._lock = lock
-        self._hook, threading.excepthook = threading.excepthook, self._of_thread
         return self
 
     def __exit__(self, kind: object, *exception: object) -> None:
@@ -134,9 +131,6 @@ class Run:
                 if not failing:  # else the first error is the one to be told
                     raise
             finally:
-                for thread in self._threads:
-                    thread.join(1)  # one that has failed is about to end
-                threading.excepthook = self._hook
                 self._lock.close()
                 self._lock = self._board = self._pending = self._next = None
 
@@ -203,6 +197,12 @@ class Run:
         found = self._newest(lambda saved: None)
         return None if found is None else (found.tensors, found.state)
 
+    def check_config(self) -> None:
+        """RunError if the configuration is not that of the last checkpoint, as `restore` would find."""
+        found = self._newest(lambda saved: None, quiet=True)
+        if found is not None:
+            found.check_config(self.config)
+
     def restore(self) -> Checkpoint | None:
         """Go back to the last checkpoint that is whole: what was logged after it is dropped and will be logged again.
 
@@ -230,8 +230,8 @@ class Run:
         self._next = _number(found.path) + 1
         return Checkpoint(found.tensors, found.state, history)
 
-    def _newest(self, check: Callable[[_Saved], None]) -> _Saved | None:
-        """The last checkpoint that is whole and passes a check; those after it are named."""
+    def _newest(self, check: Callable[[_Saved], None], *, quiet: bool = False) -> _Saved | None:
+        """The last checkpoint that is whole and passes a check; those after it are named, unless `quiet`."""
         problems: list[str] = []
         for path in reversed(self.checkpoints()):
             try:
@@ -240,9 +240,9 @@ class Run:
             except _Damaged as error:
                 problems.append(str(error))
                 continue
-            if problems:
+            if problems and not quiet:
                 self.tell(f"{'; '.join(problems)}. {path.name}, the checkpoint before, is used")
-            if not saved.checked:
+            if not saved.checked and not quiet:
                 self.tell(f"{path} has no checksum beside it: there was nothing to check it against")
             return saved
         if problems:
@@ -265,33 +265,19 @@ class Run:
             pending.done = True
 
     @contextlib.contextmanager
-    def _events(self) -> Iterator[SummaryWriter]:
-        """TensorBoard's events; an error of the thread that writes them is raised here."""
+    def _events(self) -> Iterator[Board]:
+        """TensorBoard's events; among its texts is what the numbers mean, where the configuration has "metrics"."""
         if self._board is None:
-            before = threading.enumerate()
-            self._board = self._open_board()
-            self._threads = [thread for thread in threading.enumerate() if thread not in before]
+            from sparring._events import Board
+
+            pending = self._pending
+            self._board = Board(self.path / "tensorboard", None if pending is None else pending.step)
+            for number, meaning in self.config.get("metrics", {}).items():
+                self._board.add_text(f"metrics/{number}", meaning)
+            for record in [] if pending is None else pending.replayed:
+                _add_numbers(self._board, record)
         yield self._board
         self._board.flush()
-
-    def _of_thread(self, failed: threading.ExceptHookArgs) -> None:
-        """What fails in a thread is printed, but for those of TensorBoard, whose errors `_events` raises."""
-        if not type(failed.thread).__module__.startswith("tensorboard."):
-            self._hook(failed)
-
-    def _open_board(self) -> SummaryWriter:
-        """TensorBoard's events; among its texts is what the numbers mean, where the configuration has "metrics"."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        pending = self._pending
-        board = SummaryWriter(
-            str(self.path / "tensorboard"), purge_step=None if pending is None else pending.step, flush_secs=10
-        )
-        for number, meaning in self.config.get("metrics", {}).items():
-            board.add_text(f"metrics/{number}", meaning)
-        for record in [] if pending is None else pending.replayed:
-            _add_numbers(board, record)
-        return board
 
 
 @dataclass
@@ -398,10 +384,7 @@ def _taken(path: Path) -> RunError:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C, and SIGTERM where it is handled, back until the block ends.
-
-    An interrupt inside TensorBoard's queue leaves its lock taken, and closing it would then wait forever.
-    """
+    """Hold Ctrl-C, and SIGTERM where it is handled, back until the block ends, so that no record is half written."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     handled = {number: handler for number, handler in handlers.items() if callable(handler)}
     if threading.current_thread() is not threading.main_thread():
@@ -471,7 +454,7 @@ def _append(path: Path, record: Record) -> None:
         file.write(json.dumps(record) + "\n")
 
 
-def _add_numbers(board: SummaryWriter, record: Record) -> None:
+def _add_numbers(board: Board, record: Record) -> None:
     for name, value in record.items():
         if "/" in name and isinstance(value, (int, float)):
             board.add_scalar(name, value, record["epoch"])

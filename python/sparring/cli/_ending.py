@@ -60,7 +60,8 @@ def resumable(command: str, run: Run, console: Console) -> Iterator[None]:
 
     again = shlex.join(["sparring", command, "--resume", "--name", run.path.name, "--runs-dir", str(run.path.parent)])
     try:
-        yield
+        with _interrupts():
+            yield
     except KeyboardInterrupt as error:
         printing.line(console, f"\nInterrupted; what is done is kept. Go on with:\n  {printing.data(again)}")
         raise typer.Exit(_signals.status(error)) from None
@@ -82,7 +83,8 @@ def drawing(run: Path, console: Console) -> Iterator[None]:
     later = shlex.join(["sparring", "report", str(run)])
     kept = f"the results are kept in {run}"
     try:
-        yield
+        with _interrupts():
+            yield
     except KeyboardInterrupt as error:
         text = f"Interrupted before the report was drawn; {kept}. Draw it with:"
         printing.line(console, f"\n{printing.data(text)}\n  {printing.data(later)}")
@@ -92,6 +94,17 @@ def drawing(run: Path, console: Console) -> Iterator[None]:
             raise
         printing.error(f"the report cannot be drawn: {printing.reason(error)}; {kept}. Draw it with: {later}")
         raise typer.Exit(1) from None
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[None]:
+    """An interrupt is one also where a library has made an error of its own of it."""
+    try:
+        yield
+    except Exception as error:
+        if _signals.interrupted() and not isinstance(error, (typer.Exit, typer.Abort)):
+            raise KeyboardInterrupt from error
+        raise
 
 
 def _foreseen(error: Exception) -> bool:

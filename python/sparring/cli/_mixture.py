@@ -60,7 +60,7 @@ def new_run(
     if pretrained is not None and pretrain_epochs:
         raise ValueError("--pretrained gives members that are trained already: leave out --pretrain-epochs")
     config = _config(data, {name: value for name, value in named.items() if value is not None}, settings)
-    check_new(runs_dir, name or f"{data}-mixture", numbered=name is None)
+    check_new(runs_dir, name or "run", numbered=name is None)
     train, test = common.data_sets(data, data_dir, device)
     network = common.network(model)
     _try_out(network, model, train, config)
@@ -106,6 +106,7 @@ def work(run: Run, console: Console) -> None:
             config = FitConfig.from_json(run.config["fit"])
             run.config["fit"] = asdict(config)
             run.config["mixture"] = USUAL_MIXTURE | run.config["mixture"]
+            run.check_config()
             network = common.network_of(run)
             train, test = common.data_of(run)
         with run:
@@ -227,9 +228,10 @@ def _pretrain(
     from sparring import StackedEnsemble
     from sparring.runs import Run, RunError, differences
     from sparring.training import fit_mixture
+    from sparring.training.state import load_model
 
     file, folder = run.path / "pretrained.safetensors", run.path / "pretraining"
-    asked = {"fit": asdict(config), "metrics": run.config.get("metrics", {})}
+    asked = {"fit": asdict(config), "mixture": run.config["mixture"], "metrics": run.config.get("metrics", {})}
     if (folder / "config.json").is_file():
         stage = Run.open(folder)
         if changes := differences(stage.config, asked):
@@ -238,7 +240,7 @@ def _pretrain(
     else:
         stage = Run.create(run.path, folder.name, asked)
     if file.exists():
-        mixture.load_state_dict(StackedEnsemble.load(file, mixture.member(0).cpu()).state_dict())
+        load_model(mixture, StackedEnsemble.load(file, mixture.member(0).cpu()).state_dict())
         return
     with stage:
         result = fit_mixture(

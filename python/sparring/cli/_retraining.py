@@ -49,7 +49,7 @@ def new_run(
         config = replace(PRESETS[preset], **named, **common.settings(settings, named, RetrainConfig))
     except TypeError as error:  # a word where a number belongs
         raise ValueError(f"--set {' '.join(settings)}: a value is of the wrong kind: {error}") from None
-    check_new(runs_dir, name or data, numbered=name is None)
+    check_new(runs_dir, name or "run", numbered=name is None)
     train, test = common.data_sets(data, data_dir, device)
     try:  # what is wrong with the network is said before there is a run
         new_network(common.network(model), train, config)
@@ -84,6 +84,7 @@ def work(run: Run, console: Console) -> None:
         with ending.users_errors():
             config = RetrainConfig.from_json(run.config["retrain"])
             run.config["retrain"] = asdict(config)
+            run.check_config()
             network = common.network_of(run)
             train, test = common.data_of(run)
         with run:

@@ -97,7 +97,7 @@ def _new_run(
     from sparring.intriguing import Plan
     from sparring.runs import Run, check_new
 
-    check_new(runs_dir, name or f"{data}-intriguing", numbered=name is None)
+    check_new(runs_dir, name or "run", numbered=name is None)
     plan = Plan.quick() if quick else Plan()
     plan = plan.replace(**sizes)
     train, test = common.data_sets(data, data_dir, device)
@@ -132,6 +132,7 @@ def _work(run: Run, console: Console) -> None:
         with ending.users_errors():
             plan = Plan.from_json(run.config["intriguing"])
             run.config["intriguing"] = asdict(plan)
+            run.check_config()
             train, test = common.data_of(run)
         with run:
             torch.set_num_threads(run.config["threads"])
