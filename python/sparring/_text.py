@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 
 def percent(share: float) -> str:
-    """Such as "16.4 %"; "0 %" and "100 %" only where it is exactly that."""
+    """Such as "16.4 %"; "0 %" and "100 %" only where it is exactly that; nothing for NaN."""
+    if math.isnan(share):
+        return ""
     if share in (0, 1):
         return f"{100 * share:.0f} %"
     if share < 0.0005:
