@@ -405,6 +405,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(finished: Path, t
     result = sparring("retrain", "--resume", "--runs-dir", str(tmp_path))
     assert result.exit_code == 0, result.output
     assert f"Note: {newest} is damaged" in result.stdout.replace("\n", "")
+    newest.write_bytes(newest.read_bytes()[:-50])
+    for arguments in (("report", str(path)), ("images", "take", str(path), "--out", str(tmp_path / "x.safetensors"))):
+        assert f"Note: {newest} is damaged" in sparring(*arguments).stdout.replace("\n", "")
+    assert sparring("retrain", "--resume", "--runs-dir", str(tmp_path)).exit_code == 0
     compared = [file for file in contents(path) if "tensorboard" not in file and "timings" not in file]
     for file in map(Path, compared):
         assert file.read_bytes() == (finished / "retrain" / file.relative_to(path)).read_bytes(), file

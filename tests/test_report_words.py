@@ -17,6 +17,7 @@ from sparring.intriguing import paper
 from sparring.report import audit, mixture, retrain
 from sparring.report.intriguing.story import Story
 from sparring.report.intriguing.words import claims, said, transfer
+from sparring.report.mixture import curves
 from sparring.report.mixture.experiment import Experiment as Mixed
 from sparring.report.page import Section, Table
 from sparring.report.retrain.experiment import Experiment
@@ -228,6 +229,7 @@ def test_tiles_and_headline_of_an_audit(tmp_path: Path) -> None:
     ]
     assert summary.headline == "Robust accuracy 40.0 % (Linf, eps 0.1), 10.0 % (Linf, eps 0.2)"
     assert not summary.good
+    assert not audit.story(audited(tmp_path / "one", worst=0.9))[0].good  # under one threat is not enough
     assert summary.lead == (
         "Of 10 digits test images the model classifies 90.0 % correctly as they are. With every entry moved by at most "
         "0.1 or 0.2 (Linf), 40.0 % and 10.0 % withstand all, in this order."
@@ -354,6 +356,13 @@ def test_series_of_a_mixture_run_from_the_first_epoch_to_the_last(mixed: Path, t
     found = Mixed(rewritten(Path(shutil.copytree(mixed, tmp_path / "run")), mixed_records(0.8)))
     assert found.over_epochs({"test": "test/accuracy"}) == {"test": ([0.0, 1.0, 2.0, 3.0], [0.5, 0.6, 0.7, 0.8])}
     assert (found.start["epoch"], found.end["epoch"]) == (0, 3)
+    (by_eps,) = [picture for picture in curves.accuracy(found).pictures if picture.file == "accuracy_by_eps"]
+    series = by_eps.draw.keywords["series"]  # type: ignore[attr-defined]
+    assert {name: [round(y, 6) for y in ys] for name, (_, ys) in series.items()} == {
+        "at first": [0.52, 0.54, 0.56], "mixture": [0.82, 0.8, 0.86], "a member, mean": [0.821, 0.841, 0.861],
+        "majority": [0.822, 0.842, 0.862],
+    }  # fmt: skip
+    assert all(xs == [0.0, 0.1, 0.2] for xs, _ in series.values())
 
 
 # -- intriguing properties ---------------------------------------------------------------------------------------------

@@ -28,12 +28,14 @@ def saved(run: Run, epoch: int) -> None:
 
 
 def events(run: Run) -> dict[int, float]:
-    """What TensorBoard shows for 9/loss, by step."""
+    """What TensorBoard shows for 9/loss, by step, of which each has one value."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     board = EventAccumulator(str(run.path / "tensorboard"))
     board.Reload()
-    return {event.step: event.value for event in board.Scalars("9/loss")}
+    found = board.Scalars("9/loss")
+    assert len({event.step for event in found}) == len(found)
+    return {event.step: event.value for event in found}
 
 
 def test_new_run_holds_its_configuration(tmp_path: Path) -> None:

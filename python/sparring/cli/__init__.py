@@ -12,6 +12,7 @@ from rich.console import Console
 from sparring._text import visible
 from sparring.cli import audit, images, intriguing, lipschitz, mixture, retraining, sweeps
 from sparring.cli._ending import Commands, drawing, users_errors
+from sparring.cli._printing import notice
 
 app = typer.Typer(
     name="sparring",
@@ -65,8 +66,11 @@ def report(
     from sparring import report as reports
     from sparring.runs import Run
 
-    with users_errors(), drawing(run, Console()):
-        typer.echo(visible(str(reports.write(Run.open(run), small=small))))
+    console = Console()
+    with users_errors(), drawing(run, console):
+        opened = Run.open(run)
+        opened.tell = notice(console)
+        typer.echo(visible(str(reports.write(opened, small=small))))
 
 
 app.command(cls=retraining.Command, help=retraining.HELP, epilog=retraining.EXAMPLES)(retraining.retrain)

@@ -96,6 +96,7 @@ def take(
     with ending.users_errors():
         _check_out(out, overwrite)
         opened = Run.open(run)
+        opened.tell = printing.notice(Console())
         found = opened.checkpoint()
         sets = [] if found is None or "retrain" not in opened.config else read_sets(found[0], kind)
         if not sets:
