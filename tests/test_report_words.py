@@ -462,6 +462,8 @@ def test_the_most_and_the_least_that_is_misled() -> None:
     assert "most often FC100-100-10 by those for FC10(1e-4) (30.0 %)" in words
     assert "least often FC10(1e-4) by those for FC100-100-10 (10.0 %)" in words
     assert "Noise of 0.1 does so in 6.0 %, and 5.0 % are wrong without any change" in words
+    exact = {**CROSS, "distortion": dict.fromkeys(paper.MODELS, 0.25), "noise": {"0.3": [0.5] * 6, "0.25": [0.25] * 6}}
+    assert "Noise of 0.25 does so in 25.0 %" in said(exact, published)  # which is no smaller
     equal = {**CROSS, "errors": errors(own=0.9)}
     assert transfer(equal) == pytest.approx(0.2)
     words = said(equal, published)
