@@ -121,13 +121,19 @@ def test_resuming_a_finished_run_only_writes_the_report(whole: Path) -> None:
     assert (whole / "report.html").exists()
 
 
-def test_run_of_another_version_is_refused(whole: Path, tmp_path: Path) -> None:
-    shutil.copytree(whole, tmp_path / "older")
+def test_run_of_an_earlier_version_goes_on_and_one_of_a_later_is_refused(whole: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(whole, tmp_path / "copy"))
+    resume = ("retrain", "--resume", "--runs-dir", str(tmp_path), "--name", "copy")
     config = json.loads((whole / "config.json").read_text())
-    del config["retrain"]["mode"]
-    (tmp_path / "older" / "config.json").write_text(json.dumps(config))
-    result = sparring("retrain", "--resume", "--runs-dir", str(tmp_path), "--name", "older")
-    assert "the run's settings lack mode: it is of another version" in message(result)
+    for key in ("device", "threads", "metrics", "versions", "command"):
+        del config[key]
+    for key in ("mode", "augment"):
+        del config["retrain"][key]
+    (copy / "config.json").write_text(json.dumps(config))
+    assert sparring(*resume).exit_code == 0
+    config["retrain"]["colour"] = 1
+    (copy / "config.json").write_text(json.dumps(config))
+    assert "the run's settings have unknown colour: it is of another version" in message(sparring(*resume))
 
 
 def test_report_is_rendered_again(whole: Path) -> None:

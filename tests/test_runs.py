@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from sparring.runs import Run, RunError, latest
+from sparring.runs import Run, RunError, RunWarning, check_new, latest
 
 
 def record(epoch: int, loss: float = 0.5) -> dict[str, Any]:
@@ -21,21 +27,15 @@ def saved(run: Run, epoch: int) -> None:
     run.save({"x": torch.full((2,), float(epoch))}, {"epoch": epoch})
 
 
-@pytest.fixture(autouse=True)
-def first_event_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorBoard reads the files of one second by name, which ends in the process's count of them: 10 before 9."""
-    from tensorboard.summary.writer import event_file_writer
-
-    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
-
-
 def events(run: Run) -> dict[int, float]:
-    """What TensorBoard shows for 9/loss, by step."""
+    """What TensorBoard shows for 9/loss, by step, of which each has one value."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     board = EventAccumulator(str(run.path / "tensorboard"))
     board.Reload()
-    return {event.step: event.value for event in board.Scalars("9/loss")}
+    found = board.Scalars("9/loss")
+    assert len({event.step for event in found}) == len(found)
+    return {event.step: event.value for event in found}
 
 
 def test_new_run_holds_its_configuration(tmp_path: Path) -> None:
@@ -144,6 +144,396 @@ def test_restore_notices_a_shortened_log(tmp_path: Path) -> None:
         again.restore()
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a run but the lock's, which is empty."""
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def two_checkpoints(folder: Path, config: dict[str, Any] | None = None) -> Run:
+    """A run with records 1 and 2 and a checkpoint of each."""
+    run = Run.create(folder, "a", config or {})
+    with run:
+        for epoch in (1, 2):
+            run.log(record(epoch))
+            saved(run, epoch)
+    return run
+
+
+def flipped(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 16]) + content[at:][1:]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "a bit of the last number": lambda content: flipped(content, len(content) - 1),
+    "a bit of the header's length": lambda content: flipped(content, 0),
+    "a bit of the state": lambda content: flipped(content, content.index(b"epoch")),
+    "cut off": lambda content: content[:-3],
+    "longer": lambda content: content + b"x",
+    "empty": lambda content: b"",
+    "of zeros, as after a power failure": lambda content: bytes(len(content)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("checksum", [True, False])
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
+    tmp_path: Path, damage: str, checksum: bool
+) -> None:
+    """Without a checksum, in folders of earlier versions, what is no whole file is noticed all the same."""
+    run = two_checkpoints(tmp_path)
+    older, newest = run.checkpoints()
+    newest.write_bytes(DAMAGES[damage](newest.read_bytes()))
+    noticed = checksum or damage not in ("a bit of the last number", "a bit of the state")
+    if not checksum:
+        for file in (run.path / "checkpoints").glob("*.checksum"):
+            file.unlink()
+    before, told = contents(run.path), list[str]()
+    with Run.open(run.path) as again:
+        again.tell = told.append
+        found = again.restore()
+        assert found is not None
+        assert found.state.get("epoch", 2) == 2 - noticed
+        assert len(found.history) == 2 - noticed
+        assert contents(run.path) == before  # until something is to be written
+        assert any(newest.name in text and older.name in text for text in told) == noticed
+        assert any("no checksum beside it" in text for text in told) == (not checksum)
+        if noticed:
+            again.log(record(2))
+            saved(again, 2)
+    if noticed:
+        assert run.records() == [record(1), record(2)]
+        assert [path.name for path in run.checkpoints()] == [older.name, newest.name]
+        with Run.open(run.path) as again:
+            found = again.restore()
+            assert found is not None
+            assert found.state["epoch"] == 2
+
+
+def test_a_checkpoint_that_cannot_be_read_is_a_damaged_one(tmp_path: Path) -> None:
+    run = two_checkpoints(tmp_path)
+    newest = run.checkpoints()[-1]
+    newest.unlink()
+    newest.mkdir()
+    with Run.open(run.path) as again, pytest.warns(RunWarning, match=f"{newest.name} cannot be read: Is a directory"):
+        found = again.restore()
+    assert found is not None
+    assert found.state["epoch"] == 1
+
+
+def test_where_all_checkpoints_are_damaged_the_run_is_refused_and_stays_as_it_was(tmp_path: Path) -> None:
+    run = two_checkpoints(tmp_path)
+    for file in run.checkpoints():
+        file.write_bytes(file.read_bytes()[:-1])
+    with run.path.joinpath("metrics.jsonl").open("a") as log:
+        log.write('{"after": "the last"')
+    before = contents(run.path)
+    names = [file.name for file in run.checkpoints()]
+    with Run.open(run.path) as again, pytest.raises(RunError, match=f"{names[1]} is damaged.*{names[0]} is damaged"):
+        again.restore()
+    assert contents(run.path) == before
+    with pytest.raises(RunError, match="There is no other checkpoint; nothing was changed"):
+        run.checkpoint()
+
+
+@pytest.mark.parametrize(
+    ("change", "epoch"),
+    [
+        (lambda log: log.replace(b"0.5", b"0.6"), 0),  # both records
+        (lambda log: log[:10] + b"X" + log[11:], 0),
+        (lambda log: log[:-1], 1),  # the second
+        (lambda log: log[: log.rindex(b"0.5")] + b"0.6" + log[log.rindex(b"0.5") + 3 :], 1),
+        (lambda log: log[:-20], 1),
+        (lambda log: b"", 0),
+        (lambda log: log + b'{"kind": "half', 2),  # what a killed process leaves
+        (lambda log: log + b"\x00" * 50, 2),
+    ],
+)
+def test_a_changed_log_is_noticed_before_it_is_cut(
+    tmp_path: Path, change: Callable[[bytes], bytes], epoch: int
+) -> None:
+    """The log is the one of some checkpoint, or the run is refused."""
+    run = two_checkpoints(tmp_path)
+    log = run.path / "metrics.jsonl"
+    log.write_bytes(change(log.read_bytes()))
+    before, told = contents(run.path), list[str]()
+    with Run.open(run.path) as again:
+        again.tell = told.append
+        if epoch == 0:
+            with pytest.raises(RunError, match=r"metrics\.jsonl (was changed|is shorter)"):
+                again.restore()
+            raise_ = None
+        else:
+            raise_ = again.restore()
+            assert raise_ is not None
+            assert [one["epoch"] for one in raise_.history] == [1, 2][:epoch]
+        assert contents(run.path) == before
+    if epoch:
+        assert bool(told) == (epoch == 1)
+        assert [one["epoch"] for one in run.records()] == [1, 2][:epoch]  # the end of the block went back
+
+
+def test_a_lost_log_is_not_begun_anew(tmp_path: Path) -> None:
+    run = two_checkpoints(tmp_path)
+    (run.path / "metrics.jsonl").unlink()
+    before = contents(run.path)
+    with Run.open(run.path) as again, pytest.raises(RunError, match="shorter than at the last checkpoint"):
+        again.restore()
+    assert contents(run.path) == before
+
+
+CONFIG: dict[str, Any] = {
+    "command": "sparring retrain", "data": {"name": "digits", "folder": None, "sha256": "abc"}, "threads": 1,
+    "network": {"name": "/home/nets.py:Net"}, "retrain": {"seed": 0, "eps": (0.1, 0.2), "mode": "epoch"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "said"),
+    [
+        ("retrain", "seed", 1, "retrain.seed was 0 and is 1"),
+        ("retrain", "eps", [0.1], "retrain.eps was [0.1, 0.2] and is [0.1]"),
+        ("retrain", "mode", None, 'retrain.mode was "epoch" and is null'),
+        ("data", "sha256", "abd", 'data.sha256 was "abc" and is "abd"'),
+        ("network", "name", "/home/nets.py:Other", "network.name was"),
+        ("network", "name", "/elsewhere/nets.py:Net", ""),
+        ("data", "folder", "/elsewhere", ""),
+        ("retrain", "new field", 3, ""),
+    ],
+)
+def test_a_changed_configuration_is_refused_with_the_difference(
+    tmp_path: Path, section: str, key: str, value: Any, said: str
+) -> None:
+    run = two_checkpoints(tmp_path, CONFIG)
+    config = json.loads((run.path / "config.json").read_text())
+    config[section][key] = value
+    (run.path / "config.json").write_text(json.dumps(config))
+    with (run.path / "metrics.jsonl").open("a") as log:
+        log.write("half")
+    before = contents(run.path)
+    with Run.open(run.path) as again:
+        if said:
+            with pytest.raises(RunError, match=re.escape(said)):
+                again.restore()
+            assert contents(run.path) == before
+        else:
+            assert again.restore() is not None
+
+
+def test_a_field_that_the_configuration_lacks_is_no_difference(tmp_path: Path) -> None:
+    run = two_checkpoints(tmp_path, CONFIG)
+    config = json.loads((run.path / "config.json").read_text())
+    del config["retrain"]["mode"], config["command"], config["threads"]
+    (run.path / "config.json").write_text(json.dumps(config))
+    with Run.open(run.path) as again:
+        assert again.restore() is not None
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '"x"', "\xff", ""])
+def test_a_damaged_configuration_is_said(tmp_path: Path, content: str) -> None:
+    run = two_checkpoints(tmp_path)
+    (run.path / "config.json").write_bytes(content.encode("latin1"))
+    with pytest.raises(RunError, match=r"config\.json is not"):
+        Run.open(run.path)
+
+
+def test_what_refuses_after_the_checkpoint_was_given_leaves_the_log(tmp_path: Path) -> None:
+    run = two_checkpoints(tmp_path)
+    with (run.path / "metrics.jsonl").open("a") as log:
+        log.write(json.dumps(record(3)) + "\n")
+    before = contents(run.path)
+
+    def refuse() -> None:
+        with Run.open(run.path) as again:
+            again.restore()
+            raise ValueError("not these networks")
+
+    with pytest.raises(ValueError, match="not these networks"):
+        refuse()
+    assert contents(run.path) == before
+
+
+def test_a_checkpoint_is_whole_before_it_has_its_name_and_after_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the disk is asked to keep, in order: the log, then each file under another name, renamed, the folder."""
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("names of open files are read from /proc")
+    calls: list[str] = []
+    fsync, replace, unlink = os.fsync, os.replace, Path.unlink
+
+    def name(path: Path) -> str:
+        return re.sub(r"\.\d+\.part$", ".part", path.name) + f" {path.stat().st_size}" * path.is_file()
+
+    def record_fsync(file: int) -> None:
+        calls.append(f"fsync {name(Path(os.readlink(f'/proc/self/fd/{file}')))}")
+        fsync(file)
+
+    def record_replace(source: Any, target: Any) -> None:
+        calls.append(f"replace {name(Path(source))} -> {Path(target).name}")
+        replace(source, target)
+
+    def record_unlink(path: Path, missing_ok: bool = False) -> None:
+        if not path.name.endswith(".part"):
+            calls.append(f"unlink {path.name}")
+        unlink(path, missing_ok)
+
+    run = two_checkpoints(tmp_path)
+    with run:
+        run.log(record(3))
+        monkeypatch.setattr(os, "fsync", record_fsync)
+        monkeypatch.setattr(os, "replace", record_replace)
+        monkeypatch.setattr(Path, "unlink", record_unlink)
+        saved(run, 3)
+        monkeypatch.undo()
+    log, newest = run.path / "metrics.jsonl", run.checkpoints()[-1]
+    seal, whole = newest.with_suffix(".checksum").stat().st_size, newest.stat().st_size
+    assert calls == [
+        f"fsync metrics.jsonl {log.stat().st_size}",
+        f"fsync .000002.checksum.part {seal}",
+        f"replace .000002.checksum.part {seal} -> 000002.checksum",
+        "fsync checkpoints",
+        f"fsync .000002.safetensors.part {whole}",
+        f"replace .000002.safetensors.part {whole} -> 000002.safetensors",
+        "fsync checkpoints",
+        "unlink 000000.safetensors",
+        "unlink 000000.checksum",
+    ]
+
+
+def test_a_checksum_is_one_that_other_programs_check(tmp_path: Path) -> None:
+    run = two_checkpoints(tmp_path)
+    for file in run.checkpoints():
+        wanted = f"{hashlib.sha256(file.read_bytes()).hexdigest()} *{file.name}\n"
+        assert file.with_suffix(".checksum").read_text() == wanted
+    assert len(list((run.path / "checkpoints").iterdir())) == 4
+
+
+def test_a_checksum_whose_checkpoint_was_not_written_is_no_checkpoint(tmp_path: Path) -> None:
+    run = two_checkpoints(tmp_path)
+    (run.path / "checkpoints" / "000002.checksum").write_text("of what a killed process was about to write")
+    with Run.open(run.path) as again:
+        found = again.restore()
+        assert found is not None
+        saved(again, 3)
+    assert [path.name for path in run.checkpoints()] == ["000001.safetensors", "000002.safetensors"]
+    assert run.checkpoint() is not None
+
+
+def test_equal_runs_have_equal_bytes_and_the_umasks_permissions(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        runs = [two_checkpoints(tmp_path / name, CONFIG) for name in ("one", "two")]
+    finally:
+        os.umask(before)
+    for path in sorted(runs[0].path.rglob("*")):
+        other = runs[1].path / path.relative_to(runs[0].path)
+        if path.is_file() and path.parent.name != "tensorboard":
+            assert path.stat().st_mode & 0o777 == 0o640, path
+            if path.name != "timings.jsonl":
+                assert path.read_bytes() == other.read_bytes(), path
+
+
+class Full(OSError):
+    pass
+
+
+def test_where_tensorboards_file_fails_the_record_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The error is raised where the record is logged, not in a thread, which would print a traceback of its own."""
+    from tensorboard.summary.writer import record_writer
+
+    write, calls = record_writer.RecordWriter.write, 0
+
+    def full(writer: Any, data: bytes) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 2:
+            raise Full(errno.ENOSPC, "No space left on device")
+        write(writer, data)
+
+    run, threads = Run.create(tmp_path, "a", {}), threading.active_count()
+    with run:
+        run.log(record(1))
+        saved(run, 1)
+    monkeypatch.setattr(record_writer.RecordWriter, "write", full)
+    calls = 0
+
+    def go_on() -> None:
+        with Run.open(run.path) as again:
+            found = again.restore()
+            assert found is not None
+            for epoch in range(len(found.history) + 1, 9):
+                again.log(record(epoch))
+                saved(again, epoch)
+
+    with pytest.raises(Full):
+        go_on()
+    monkeypatch.undo()
+    assert capfd.readouterr().err == ""
+    go_on()
+    assert threading.active_count() == threads
+    assert run.records() == [record(epoch) for epoch in range(1, 9)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems want names in UTF-8")
+def test_any_folder_that_the_system_knows_will_do(tmp_path: Path) -> None:
+    """Bytes that are no UTF-8, and what would be markup or control elsewhere."""
+    run = two_checkpoints(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff[b]\x1b\n")))
+    with Run.open(run.path) as again:
+        assert again.restore() is not None
+        again.log(record(3))
+    assert len(list((run.path / "tensorboard").iterdir())) == 2
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_disk_that_is_full_at_a_checkpoint_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    run = two_checkpoints(tmp_path)
+
+    def full(*arguments: Any) -> None:
+        raise Full(errno.ENOSPC, "No space left on device")
+
+    def go_on() -> None:
+        with run:
+            run.log(record(3))
+            monkeypatch.setattr(os, call, full)
+            saved(run, 3)
+
+    with pytest.raises(Full):
+        go_on()
+    monkeypatch.undo()
+    with Run.open(run.path) as again:  # the lock was given back
+        found = again.restore()
+        assert found is not None
+        assert found.state["epoch"] == 2
+        again.log(record(3))
+        saved(again, 3)
+    assert run.records() == [record(1), record(2), record(3)]
+    assert not list(run.path.rglob("*.part"))
+
+
+def test_a_folder_that_takes_no_run_is_known_before(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "taken").mkdir()
+    check_new(tmp_path / "new" / "runs", "a")
+    check_new(tmp_path, "taken", numbered=True)
+    with pytest.raises(RunError, match="exists already"):
+        check_new(tmp_path, "taken")
+    with pytest.raises(NotADirectoryError, match="file is not a folder"):
+        check_new(tmp_path / "file", "a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken"]
+
+
+def test_what_a_killed_process_began_to_make_is_cleared(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (tmp_path / f".a.{gone.pid}.part" / "checkpoints").mkdir(parents=True)
+    Run.create(tmp_path, "a", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 def test_half_written_checkpoint_is_not_seen(tmp_path: Path) -> None:
     run = Run.create(tmp_path, "a", {})
     with run:
@@ -177,8 +567,6 @@ def test_latest_is_the_run_written_to_last(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="there is no run"):
         latest(tmp_path)
     first, second = (Run.create(tmp_path, name, {}) for name in ("a", "b"))
-    import os
-
     os.utime(second.path / "config.json", (1, 1))
     assert latest(tmp_path).path == first.path
     with second:

@@ -2,7 +2,8 @@
 
 The primitives (:func:`project_l1_box`, :func:`l1_step`, :func:`recovery_step`) and gradients (:func:`input_grad`,
 :func:`jacobian`, :func:`lower`) are here; everything else is in the submodules ``attacks``, ``networks``, ``data``,
-``training`` and ``reference``, imported when first used.
+``training`` and ``reference``. All of it, and torch, is imported when first used, so that the command can answer at
+once, an interrupt too.
 """
 
 from __future__ import annotations
@@ -10,13 +11,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from sparring.ensembles import Ensemble, StackedEnsemble
-from sparring.gradients import InputGrad, input_grad, jacobian, lower
-from sparring.ops import l1_step, project_l1_box, recovery_step
-
 if TYPE_CHECKING:
     from sparring.analysis.transfer import transfer_matrix
+    from sparring.ensembles import Ensemble, StackedEnsemble
     from sparring.evaluation.evaluate import evaluate
+    from sparring.gradients import InputGrad, input_grad, jacobian, lower
+    from sparring.ops import l1_step, project_l1_box, recovery_step
 
 __version__ = "0.1.0"
 
@@ -48,6 +48,7 @@ _SUBMODULES = (
     "lipschitz",
     "losses",
     "networks",
+    "ops",
     "reference",
     "report",
     "runs",
@@ -55,15 +56,23 @@ _SUBMODULES = (
 )
 
 
-# Names here that live in a submodule, imported when first used.
-_LAZY = {"evaluate": "evaluation", "transfer_matrix": "analysis"}
+# Where names that are here are from.
+_SOURCES = {
+    "evaluate": "evaluation",
+    "transfer_matrix": "analysis",
+    **dict.fromkeys(("Ensemble", "StackedEnsemble"), "ensembles"),
+    **dict.fromkeys(("InputGrad", "input_grad", "jacobian", "lower"), "gradients"),
+    **dict.fromkeys(("l1_step", "project_l1_box", "recovery_step"), "ops"),
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
         return importlib.import_module(f"sparring.{name}")
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"sparring.{_LAZY[name]}"), name)
+    if name in _SOURCES:
+        found = getattr(importlib.import_module(f"sparring.{_SOURCES[name]}"), name)
+        globals()[name] = found
+        return found
     raise AttributeError(f"module 'sparring' has no attribute {name!r}")
 
 

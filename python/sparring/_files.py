@@ -1,107 +1,134 @@
-"""Files: those that others made are refused by name where they are no files, or not what they should be; new ones are
-there as a whole or not at all."""
+"""Files that are there as a whole or not at all, whenever the process ends."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import os
-import stat
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a named pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode), "a device"),
-)
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def readable(path: str | Path) -> Path:
-    """`path`, if it is a file that can be opened.
+def write(path: Path, content: bytes | str) -> None:
+    """Write a file, text as UTF-8: whenever the process ends, it is there as a whole, or as it was before."""
+    write_all({path: content})
+
+
+def write_all(contents: Mapping[Path, bytes | str]) -> None:
+    """Write files of which none is ever half there, and of which none appears before all are whole and on the disk.
+
+    Their permissions follow the umask. Drafts that a killed process left of the same files are removed.
+    """
+    drafts = {path: draft_of(path) for path in contents}
+    try:
+        for path, draft in drafts.items():
+            clear_drafts(path)
+            content = contents[path]
+            with draft.open("wb") as file:
+                file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path, draft in drafts.items():
+            draft.replace(path)
+        for folder in {path.parent for path in drafts}:
+            sync(folder)
+    finally:
+        for draft in drafts.values():
+            with contextlib.suppress(OSError):
+                draft.unlink()
+
+
+def draft_of(path: Path) -> Path:
+    """Where this process prepares a file or folder before it is given its name."""
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def clear_drafts(path: Path) -> None:
+    """Remove what processes that are no more left of `draft_of(path)`."""
+    start, end = f".{path.name}.", ".part"
+    for draft in path.parent.iterdir():
+        process = draft.name[len(start) : -len(end)]
+        if draft.name.startswith(start) and draft.name.endswith(end) and process.isdigit() and not _alive(int(process)):
+            if draft.is_dir():
+                shutil.rmtree(draft, ignore_errors=True)
+            else:
+                draft.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    if os.name == "nt" or process == os.getpid():
+        return True  # there is no harmless way to ask Windows
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
+def sync(path: Path) -> None:
+    """Have the system write a file, or a folder's list of names, to the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows cannot open folders
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def takes_files(folder: Path, *, made: bool = False) -> None:
+    """Check that a folder takes new files; one that is yet to be `made`, that it can be.
 
     Raises
     ------
     OSError
-        FileNotFoundError, PermissionError and their like, with the name of the file.
-    ValueError
-        For a folder, a pipe, a device, or what is no file name.
+        That says why not.
     """
+    while made and not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.exists():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is not a folder")
+    clear_drafts(folder / "trial")
+    trial = draft_of(folder / "trial")
     try:
-        mode = os.stat(path).st_mode
-    except ValueError as error:  # a zero byte, or a character that the file system has not
-        raise ValueError(f"{str(path)!r} is no name of a file: {error}") from None
-    if not stat.S_ISREG(mode):
-        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "something else")
-        raise ValueError(f"{path}: expected a file, but it is {kind}")
-    with open(path, "rb"):
-        return Path(path)
-
-
-@contextmanager
-def safetensors_file(path: str | Path, what: str) -> Iterator[Any]:
-    """A file open as `safetensors.safe_open` does. ValueError, with the name, if it is none; it should hold `what`."""
-    from safetensors import SafetensorError, safe_open
-
-    path = readable(path)
-    try:
-        with safe_open(path, "pt") as file:
-            yield file
-    except (SafetensorError, OverflowError, UnicodeError) as error:
-        raise ValueError(f"{path}: not a complete safetensors file with {what}: {error}") from error
-
-
-def layout(file: Any) -> dict[str, tuple[torch.dtype | None, tuple[int, ...]]]:
-    """Dtype and shape of each tensor of an open safetensors file, by its header alone; None for other dtypes."""
-    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    return {name: (_DTYPES.get(part.get_dtype()), tuple(part.get_shape())) for name, part in slices.items()}
-
-
-def read_like(
-    file: Any, path: str | Path, what: str, wanted: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
-) -> dict[str, Tensor]:
-    """All tensors of an open safetensors file with `what`.
-
-    Raises
-    ------
-    ValueError
-        Unless they are the `wanted` ones by name and shape, of their dtype or a narrower one of its kind, without NaN;
-        names the file and the tensor.
-    """
-    found = layout(file)
-    for name in (*wanted, *found):
-        if name not in found or name not in wanted:
-            raise ValueError(f"{path}: not {what}: {f'lacks {name}' if name in wanted else f'holds {name} besides'}")
-        (dtype, shape), (to, size) = found[name], wanted[name]
-        if shape != size:
-            raise ValueError(f"{path}: not {what}: {name} has shape {shape}, expected {size}")
-        if dtype is None or dtype.is_floating_point != to.is_floating_point or torch.promote_types(dtype, to) != to:
-            raise ValueError(
-                f"{path}: not {what}: {name} is {dtype or 'of another dtype'}, expected {to} or a narrower"
-            )
-    tensors = {name: file.get_tensor(name) for name in found}
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and bool(tensor.isnan().any()):
-            raise ValueError(f"{path}: {name} has NaN")
-    return tensors
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file in one go: it is there as a whole, or as it was before."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with draft.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+        trial.touch()
     finally:
-        draft.unlink(missing_ok=True)
+        trial.unlink(missing_ok=True)
+
+
+def packed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """A safetensors file with these tensors, which may lie anywhere and share memory; equal ones give equal bytes."""
+    from safetensors.torch import save
+
+    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    content = save(whole, dict(metadata or {}))
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    if len(header.get("__metadata__", {})) > 1:  # whose order is another one in each process
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, separators=(",", ":")).encode()
+        ordered += b" " * (-len(ordered) % 8)
+        content = len(ordered).to_bytes(8, "little") + ordered + content[8 + size :]
+    return content
+
+
+def unpacked(content: bytes) -> dict[str, Tensor]:
+    """The tensors in a safetensors file by name, in the names' order; SafetensorError if it is none, or not whole."""
+    from safetensors.torch import load
+
+    return dict(sorted(load(content).items()))  # safetensors has them in another order in each process
+
+
+def digest(content: bytes) -> str:
+    """SHA-256, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 
 def percent(share: float) -> str:
-    """Such as "16.4 %"; "0 %" and "100 %" only where it is exactly that."""
+    """Such as "16.4 %"; "0 %" and "100 %" only where it is exactly that; nothing for NaN."""
+    if math.isnan(share):
+        return ""
     if share in (0, 1):
         return f"{100 * share:.0f} %"
     if share < 0.0005:
@@ -25,6 +27,15 @@ def number(value: float | None) -> str:
 def plural(word: str, count: int) -> str:
     """The word, with an s unless there is one."""
     return word if count == 1 else word + "s"
+
+
+def visible(text: str) -> str:
+    """Text in a line, whoever wrote it: control characters, and bytes of no character, are shown as escapes."""
+    return "".join(char if char.isprintable() else _escape(char) for char in text)
+
+
+def _escape(char: str) -> str:
+    return char if char == "\u00a0" else char.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
 def aligned(head: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparring._files import readable
+from sparring._loading import readable
 from sparring.halves import Halves, halves
 
 __all__ = ["NAMES", "Dataset", "Halves", "Split", "halves", "load", "read_idx"]

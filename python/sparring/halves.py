@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sparring._files import readable
+from sparring._loading import readable
 
 if TYPE_CHECKING:
     from sparring.data import Dataset

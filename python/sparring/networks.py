@@ -17,7 +17,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from sparring._files import read_like, safetensors_file
+from sparring._loading import read_like, safetensors_file
 
 SMALLEST_SCALE = 1e-6  # of max-norm units
 

@@ -4,10 +4,14 @@ runs/<name>/config.json             what was asked for, written once
             metrics.jsonl           one JSON record a line; no clock times, so equal runs have equal files
             timings.jsonl           seconds that each record took
             tensorboard/            the same numbers as events
-            checkpoints/            the last two states, each a safetensors file with JSON in its header
+            checkpoints/            the last two states, each a safetensors file with JSON in its header, and beside it
+                                    its SHA-256, as `sha256sum -c` reads it
             figures/  report.html   written by sparring.report
             network.safetensors     weights at the end, and in best.safetensors of the best epoch; those of a mixture
                                     in mixture.safetensors
+
+A run folder is distrusted when it is opened again: a checkpoint also says what the log and the configuration were, and
+all of it is compared before anything is changed.
 """
 
 from __future__ import annotations
@@ -20,38 +24,50 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from sparring import _files
 from sparring.training.loop import Checkpoint
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+    from sparring._events import Board
 
 Record = dict[str, Any]
 
 KEPT_CHECKPOINTS = 2
+UNBOUND = ("command", "folder", "metrics", "note", "versions")
+"""Keys of a configuration that no number of a run depends on: they may differ when it goes on."""
 
 
 class RunError(Exception):
     """A run folder that cannot be used as asked; the message says what can be done."""
 
 
+class RunWarning(UserWarning):
+    """Something about a run folder that its owner should know; the run goes on."""
+
+
 class Run:
     """A run folder, open for one process at a time; use it as a context manager.
 
-    Made by `create` or `open`, never directly.
+    Made by `create` or `open`, never directly. What its owner should know, such as a damaged checkpoint, is said by
+    `tell`, which warns with `RunWarning` unless it is replaced.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config: dict[str, Any] = json.loads((path / "config.json").read_text())
+        self.config = _config(path / "config.json")
+        self.tell: Callable[[str], None] = _warn
         self._lock: IO[str] | None = None
-        self._metrics: IO[str] | None = None
-        self._board: SummaryWriter | None = None
+        self._board: Board | None = None
+        self._pending: _Pending | None = None
+        self._next: int | None = None
         self._last = time.perf_counter()
 
     @classmethod
@@ -62,23 +78,28 @@ class Run:
         Raises `RunError` if the name is taken or not usable.
         """
         runs_dir = Path(runs_dir)
-        if not re.fullmatch(r"\w[\w.+-]*", name):
-            raise RunError(f"{name!r} cannot be a run's name: use letters, digits, '.', '-', '_' and '+'")
+        check_new(runs_dir, name, numbered=numbered)
         runs_dir.mkdir(parents=True, exist_ok=True)
         # Filled under another name and then renamed: a run never exists without its configuration.
-        draft = runs_dir / f".{name}.{os.getpid()}"
+        _files.clear_drafts(runs_dir / name)
+        draft = _files.draft_of(runs_dir / name)
         draft.mkdir()
         try:
             (draft / "checkpoints").mkdir()
-            _write(draft / "config.json", json.dumps(config, indent=2) + "\n")
+            _files.write(draft / "config.json", json.dumps(config, indent=2) + "\n")
             for path in (runs_dir / f"{name}-{n}" for n in range(1, 10**6)) if numbered else (runs_dir / name,):
-                with contextlib.suppress(OSError):  # taken: it is not an empty folder
-                    if not path.exists():
+                if not path.exists():
+                    try:
                         draft.rename(path)
-                        return cls(path)
+                    except OSError:
+                        if not path.exists():
+                            raise
+                        continue  # another process was quicker
+                    _files.sync(runs_dir)
+                    return cls(path)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-        raise RunError(f"the run {runs_dir / name} exists already: resume it with --resume, or choose another name")
+        raise _taken(runs_dir / name)
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -86,145 +107,299 @@ class Run:
         path = Path(path)
         if not (path / "config.json").is_file():
             raise RunError(f"{path} is not a run: it has no config.json")
-        try:
-            return cls(path)
-        except json.JSONDecodeError as error:
-            raise RunError(f"{path / 'config.json'} is not valid JSON: {error}") from error
+        return cls(path)
 
     def __enter__(self) -> Run:
-        """Lock the folder against other processes and open the log."""
-        self._lock = (self.path / ".lock").open("w")
-        if not _lock(self._lock):
-            self._lock.close()
+        """Lock the folder against other processes."""
+        lock = (self.path / ".lock").open("w")
+        if not _lock(lock):
+            lock.close()
             raise RunError(f"{self.path} is in use by another process")
-        self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8", newline="\n")
+        self._lock = lock
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, *exception: object) -> None:
+        assert self._lock is not None
+        failing = kind is not None
         with uninterrupted():
-            for resource in (self._board, self._metrics, self._lock):
-                if resource is not None:
-                    resource.close()
-            self._board = self._metrics = self._lock = None
+            try:
+                if not failing:
+                    self._go_back()
+                if self._board is not None:
+                    self._board.close()
+            except OSError:
+                if not failing:  # else the first error is the one to be told
+                    raise
+            finally:
+                self._lock.close()
+                self._lock = self._board = self._pending = self._next = None
 
     def log(self, record: Record) -> None:
         """Append a record to the log and to TensorBoard (numbers, at the step `record["epoch"]`)."""
-        assert self._metrics is not None, "a run is written to inside `with run:`"
+        self._check_open()
         with uninterrupted():
-            self._metrics.write(json.dumps(record) + "\n")
-            self._metrics.flush()
+            self._go_back()
+            _append(self.path / "metrics.jsonl", record)
             now = time.perf_counter()
-            with (self.path / "timings.jsonl").open("a") as timings:
-                place = {key: record[key] for key in ("kind", "generation", "epoch") if key in record}
-                timings.write(json.dumps({**place, "seconds": round(now - self._last, 3)}) + "\n")
+            place: Record = {key: record[key] for key in ("kind", "generation", "epoch") if key in record}
+            _append(self.path / "timings.jsonl", {**place, "seconds": round(now - self._last, 3)})
             self._last = now
-            self._to_board(record)
+            with self._events() as board:
+                _add_numbers(board, record)
 
     def draw(self, epoch: int, histograms: Mapping[str, Tensor], images: Mapping[str, Tensor]) -> None:
         """Add histograms of values, and images (C, H, W) in [0, 1], to TensorBoard."""
-        assert self._metrics is not None, "a run is written to inside `with run:`"
+        self._check_open()
         with uninterrupted():
-            self._board = self._board or self._open_board()
-            for name, values in histograms.items():
-                self._board.add_histogram(name, values[values.isfinite()], epoch)
-            for name, image in images.items():
-                self._board.add_image(name, image, epoch)
+            self._go_back()
+            with self._events() as board:
+                for name, values in histograms.items():
+                    board.add_histogram(name, values[values.isfinite()], epoch)
+                for name, image in images.items():
+                    board.add_image(name, image, epoch)
 
     def records(self) -> list[Record]:
         """The log so far."""
-        path = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return _records(self.path / "metrics.jsonl", self._logged())
 
-    def save(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    def save(self, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> None:
         """Write a checkpoint: complete or not at all, whenever the process ends. The last two are kept."""
-        from safetensors.torch import save_file
-
-        assert self._metrics is not None, "a run is written to inside `with run:`"
-        self._metrics.flush()
-        os.fsync(self._metrics.fileno())
-        state = {**state, "metrics_bytes": self._metrics.tell()}
-        number = 1 + max((_number(path) for path in self.checkpoints()), default=-1)
-        path = self.path / "checkpoints" / f"{number:06d}.safetensors"
-        draft = path.with_suffix(".tmp")
-        whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(whole, draft, metadata={"state": json.dumps(state)})
-        _sync(draft)
-        draft.replace(path)
-        _sync(path.parent)
+        self._check_open()
+        self._go_back()
+        log = self._logged()
+        if log:
+            _files.sync(self.path / "metrics.jsonl")
+        config = json.loads(json.dumps(self.config, sort_keys=True))  # in one order, whatever was added when
+        about = {"config": config, "log": _files.digest(log)}
+        whole = {**state, "metrics_bytes": len(log), "run": about}
+        content = _files.packed(tensors, {"state": json.dumps(whole)})
+        if self._next is None:
+            self._next = 1 + max(map(_number, self.checkpoints()), default=-1)
+        path = self.path / "checkpoints" / f"{self._next:06d}.safetensors"
+        # The checksum first: between the two there is none without its checksum, at worst one without its checkpoint.
+        _files.write(_checksum(path), f"{_files.digest(content)} *{path.name}\n")
+        _files.write(path, content)
+        self._next += 1
         for old in self.checkpoints()[:-KEPT_CHECKPOINTS]:
             old.unlink()
+            _checksum(old).unlink(missing_ok=True)
 
     def checkpoints(self) -> list[Path]:
         """The checkpoints, oldest first."""
-        return sorted((self.path / "checkpoints").glob("*.safetensors"), key=_number)
+        found = (self.path / "checkpoints").glob("*.safetensors")
+        return sorted((path for path in found if path.stem.isdigit()), key=_number)
 
     def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and state of the last checkpoint, or None before the first."""
-        from safetensors import safe_open
+        """Tensors and state of the last checkpoint that is whole, or None before the first.
 
-        paths = self.checkpoints()
-        if not paths:
-            return None
-        with safe_open(paths[-1], "pt") as file:
-            names = file.keys()  # it has the method, but is no dict
-            return {name: file.get_tensor(name) for name in names}, json.loads(file.metadata()["state"])
+        RunError if there are some, but none is whole.
+        """
+        found = self._newest(lambda saved: None)
+        return None if found is None else (found.tensors, found.state)
+
+    def check_config(self) -> None:
+        """RunError if the configuration is not that of the last checkpoint, as `restore` would find."""
+        found = self._newest(lambda saved: None, quiet=True)
+        if found is not None:
+            found.check_config(self.config)
 
     def restore(self) -> Checkpoint | None:
-        """Go back to the last checkpoint: what was logged after it is dropped and will be logged again."""
-        assert self._metrics is not None, "a run is restored inside `with run:`"
-        found = self.checkpoint()
-        tensors, state = found if found is not None else ({}, {"metrics_bytes": 0})
-        size = os.path.getsize(self.path / "metrics.jsonl")
-        if size < state["metrics_bytes"]:
-            raise RunError(f"{self.path / 'metrics.jsonl'} is shorter than at the last checkpoint: it was changed")
-        os.truncate(self.path / "metrics.jsonl", state["metrics_bytes"])
-        self._metrics.seek(0, os.SEEK_END)
-        if size == 0 and found is None:
+        """Go back to the last checkpoint that is whole: what was logged after it is dropped and will be logged again.
+
+        Nothing is changed before the first record, drawing or checkpoint, or the end of the `with` block: what follows
+        may still refuse to go on from here.
+
+        Raises
+        ------
+        RunError
+            If the log or all checkpoints were damaged, or the configuration was changed; says which and how.
+        """
+        self._check_open()
+        log = self._logged()
+        found = self._newest(lambda saved: saved.check_log(log))
+        if found is None:
+            if log:
+                self._pending = _Pending(0, [], 0)
             return None
-        history = self.records()
+        found.check_config(self.config)
+        log = log[: found.state["metrics_bytes"]]
+        history = _records(self.path / "metrics.jsonl", log)
         # TensorBoard is told to drop the last record's step and what follows it; the records of that step go in again.
         step = history[-1]["epoch"] if history else 0
-        with uninterrupted():
-            self._board = self._open_board(purge_step=step)
-            for record in history:
-                if record["epoch"] == step:
-                    self._to_board(record)
-        return Checkpoint(tensors, state, history) if found is not None else None
+        self._pending = _Pending(len(log), [record for record in history if record["epoch"] == step], step)
+        self._next = _number(found.path) + 1
+        return Checkpoint(found.tensors, found.state, history)
 
-    def _to_board(self, record: Record) -> None:
-        self._board = self._board or self._open_board()
-        for name, value in record.items():
-            if "/" in name and isinstance(value, (int, float)):
-                self._board.add_scalar(name, value, record["epoch"])
+    def _newest(self, check: Callable[[_Saved], None], *, quiet: bool = False) -> _Saved | None:
+        """The last checkpoint that is whole and passes a check; those after it are named, unless `quiet`."""
+        problems: list[str] = []
+        for path in reversed(self.checkpoints()):
+            try:
+                saved = _Saved.read(path)
+                check(saved)
+            except _Damaged as error:
+                problems.append(str(error))
+                continue
+            if problems and not quiet:
+                self.tell(f"{'; '.join(problems)}. {path.name}, the checkpoint before, is used")
+            if not saved.checked and not quiet:
+                self.tell(f"{path} has no checksum beside it: there was nothing to check it against")
+            return saved
+        if problems:
+            raise RunError(f"{'; '.join(problems)}. There is no other checkpoint; nothing was changed")
+        return None
 
-    def _open_board(self, purge_step: int | None = None) -> SummaryWriter:
+    def _check_open(self) -> None:
+        assert self._lock is not None, "a run is written to inside `with run:`"
+
+    def _logged(self) -> bytes:
+        path = self.path / "metrics.jsonl"
+        return path.read_bytes() if path.exists() else b""
+
+    def _go_back(self) -> None:
+        """Drop what was logged after the checkpoint that was restored."""
+        pending = self._pending
+        if pending is not None and not pending.done:
+            if len(self._logged()) > pending.size:
+                os.truncate(self.path / "metrics.jsonl", pending.size)
+            pending.done = True
+
+    @contextlib.contextmanager
+    def _events(self) -> Iterator[Board]:
         """TensorBoard's events; among its texts is what the numbers mean, where the configuration has "metrics"."""
-        from torch.utils.tensorboard import SummaryWriter
+        if self._board is None:
+            from sparring._events import Board
 
-        board = SummaryWriter(str(self.path / "tensorboard"), purge_step=purge_step, flush_secs=10)
-        for number, meaning in self.config.get("metrics", {}).items():
-            board.add_text(f"metrics/{number}", meaning)
-        return board
+            pending = self._pending
+            self._board = Board(self.path / "tensorboard", None if pending is None else pending.step)
+            for number, meaning in self.config.get("metrics", {}).items():
+                self._board.add_text(f"metrics/{number}", meaning)
+            for record in [] if pending is None else pending.replayed:
+                _add_numbers(self._board, record)
+        yield self._board
+        self._board.flush()
+
+
+@dataclass
+class _Pending:
+    """What going back to a checkpoint changes: the log's size; TensorBoard's step, and the records that it gets again.
+
+    `done` says whether the log has that size.
+    """
+
+    size: int
+    replayed: list[Record]
+    step: int
+    done: bool = False
+
+
+class _Damaged(Exception):
+    """A checkpoint that cannot be gone on from; the message names the file."""
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """A checkpoint, read, and whether there was a checksum to compare with.
+
+    `about` is what it says of the log and the configuration, which those of earlier versions do not.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+    about: dict[str, Any] | None
+    checked: bool
+
+    @classmethod
+    def read(cls, path: Path) -> _Saved:
+        """Read and check a file; `_Damaged` if it is not what was written."""
+        from safetensors import SafetensorError
+
+        try:
+            content, checksum = path.read_bytes(), _checksum(path)
+            wanted = checksum.read_text(encoding="utf-8", errors="replace").split() if checksum.exists() else None
+        except OSError as error:
+            raise _Damaged(f"{path} cannot be read: {error.strerror}") from error
+        if wanted is not None and wanted[:1] != [_files.digest(content)]:
+            raise _Damaged(f"{path} is damaged: its checksum is not that in {checksum.name}")
+        try:
+            tensors = _files.unpacked(content)
+            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+            state = json.loads(header["__metadata__"]["state"])
+            about = state.pop("run", None)
+            state["metrics_bytes"] = int(state["metrics_bytes"])
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _Damaged(f"{path} is damaged: {error}") from error
+        return cls(path, tensors, state, about, wanted is not None)
+
+    def check_log(self, log: bytes) -> None:
+        """`_Damaged` if the log does not begin with what it was when this was written."""
+        file, size = self.path.parent.parent / "metrics.jsonl", self.state["metrics_bytes"]
+        if len(log) < size:
+            raise _Damaged(f"{file} is shorter than at the last checkpoint: it was changed")
+        if self.about is not None and self.about["log"] != _files.digest(log[:size]):
+            raise _Damaged(f"{file} was changed: it is not the log that {self.path.name} was written with")
+
+    def check_config(self, config: Mapping[str, Any]) -> None:
+        """RunError if the configuration is not the one that this was written with, with the differences."""
+        changes = [] if self.about is None else differences(self.about["config"], config)
+        if changes:
+            raise RunError(
+                f"{self.path.parent.parent / 'config.json'} was changed since {self.path.name} was written: "
+                f"{'; '.join(changes)}. Change it back, or begin another run"
+            )
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> list[str]:
+    """What differs between two configurations, in words; keys that one of them lacks, and `UNBOUND` ones, do not count.
+
+    A path counts by its last part: files may have moved.
+    """
+    found = []
+    for key in [key for key in then if key in now and key not in UNBOUND]:
+        old, new = json.loads(json.dumps([then[key], now[key]]))  # tuples are lists
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += differences(old, new, f"{within}{key}.")
+        elif _place_free(old) != _place_free(new):
+            found.append(f"{within}{key} was {json.dumps(old)} and is {json.dumps(new)}")
+    return found
+
+
+def _place_free(value: Any) -> Any:
+    return Path(value).name if isinstance(value, str) and os.sep in value else value
+
+
+def check_new(runs_dir: Path, name: str, *, numbered: bool = False) -> None:
+    """Check, before the work, that `Run.create` will be able to make a folder; RunError or OSError if not."""
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise RunError(f"{name!r} cannot be a run's name: use letters, digits, '.', '-', '_' and '+'")
+    if not numbered and os.path.lexists(runs_dir / name):
+        raise _taken(runs_dir / name)
+    _files.takes_files(runs_dir, made=True)
+
+
+def _taken(path: Path) -> RunError:
+    return RunError(f"the run {path} exists already: resume it with --resume, or choose another name")
 
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back until the block ends.
-
-    An interrupt inside TensorBoard's queue leaves its lock taken, and closing it would then wait forever.
-    """
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield  # signals do not come here
-        return
+    """Hold Ctrl-C, and SIGTERM where it is handled, back until the block ends, so that no record is half written."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handled = {number: handler for number, handler in handlers.items() if callable(handler)}
+    if threading.current_thread() is not threading.main_thread():
+        handled = {}  # signals do not come here
     held: list[tuple[int, Any]] = []
-    signal.signal(signal.SIGINT, lambda *arguments: held.append(arguments))
+    for number in handled:
+        signal.signal(number, lambda *arguments: held.append(arguments))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in handled.items():
+            signal.signal(number, handler)
         if held:
-            handler(*held[0])
+            first, frame = held[0]
+            handled[signal.Signals(first)](first, frame)
 
 
 def latest(runs_dir: str | Path, having: str = "") -> Run:
@@ -245,20 +420,48 @@ def _number(checkpoint: Path) -> int:
     return int(checkpoint.stem)
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)
-    _sync(path)
+def _checksum(checkpoint: Path) -> Path:
+    """The file with a checkpoint's checksum."""
+    return checkpoint.with_suffix(".checksum")
 
 
-def _sync(path: Path) -> None:
-    """Have the system write a file, or a folder's list of names, to the disk."""
-    if os.name == "nt" and path.is_dir():
-        return  # Windows cannot open folders
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+def _config(path: Path) -> dict[str, Any]:
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no text
+        raise RunError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise RunError(f"{path} is not a run's configuration: it holds a {type(found).__name__}, not an object")
+    return found
+
+
+def _records(path: Path, log: bytes) -> list[Record]:
+    """The records in a log."""
+    found = []
+    for number, line in enumerate(log.split(b"\n")[:-1], 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            raise RunError(f"{path} is damaged: its line {number} is no record")
+        found.append(record)
+    return found
+
+
+def _append(path: Path, record: Record) -> None:
+    with path.open("a", encoding="utf-8", newline="\n") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def _add_numbers(board: Board, record: Record) -> None:
+    for name, value in record.items():
+        if "/" in name and isinstance(value, (int, float)):
+            board.add_scalar(name, value, record["epoch"])
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, RunWarning, stacklevel=2)
 
 
 def _lock(file: IO[str]) -> bool:
@@ -269,6 +472,6 @@ def _lock(file: IO[str]) -> bool:
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
     return True

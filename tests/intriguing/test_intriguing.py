@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from sparring import data
-from sparring.intriguing import RECIPES, STAGES, Plan, Recipe, conduct, paper, tables, train
+from sparring.intriguing import RECIPES, STAGES, Plan, Recipe, conduct, experiment, paper, tables, train
 from sparring.intriguing.autoencoder import train_encoder
 from sparring.intriguing.experiment import FGS_ARMS, Findings
-from sparring.intriguing.recipes import half, quadratic_decay, with_dropout
+from sparring.intriguing.recipes import TrainingError, half, quadratic_decay, with_dropout
 from sparring.networks import build
 from sparring.training.loop import Checkpoint
 
@@ -218,3 +218,55 @@ def test_the_papers_tables_are_whole() -> None:
     assert all(len(row) == 6 for row in (*paper.CROSS_MODEL.values(), *paper.NOISE.values()))
     assert all(row[i] == 100 for i, row in enumerate(paper.CROSS_SET.values()))
     assert set(paper.MODELS) <= set(RECIPES)
+
+
+# --- stages that cannot be computed -----------------------------------------------------------------------------------
+
+
+def test_a_stage_that_cannot_be_computed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With why, and without what it had begun; so is what needs a network that was not trained. The others are done."""
+
+    def stage(name: str, error: Exception | None = None, needs: str = "") -> Any:
+        def run(setting: experiment.Setting) -> None:
+            setting.findings.tensors[name] = torch.zeros(1)
+            if needs:
+                setting.network(needs)
+            if error is not None:
+                raise error
+            setting.findings.numbers[name] = {"done": 1.0}
+
+        return run
+
+    monkeypatch.setattr(experiment, "STAGES", {
+        "first": stage("first"),
+        "train RBF": stage("train RBF", TrainingError("the loss was not finite")),
+        "second": stage("second", ValueError("none is right")),
+        "third": stage("third", needs="RBF"),
+        "last": stage("last"),
+    })  # fmt: skip
+    digits, journal, wanted = data.load("digits"), Memory(), {
+        "train RBF": "the loss was not finite", "second": "none is right", "third": "there is no network RBF",
+    }  # fmt: skip
+    found = conduct(digits, digits, TINY, run=journal)
+    assert found.left_out == wanted
+    assert [*found.numbers] == [*found.tensors] == ["first", "last"]
+    assert [record.get("left_out") for record in journal.records] == [None, *wanted.values(), None]
+    assert conduct(digits, digits, TINY, run=journal).left_out == wanted  # of a finished run
+
+    stopping = Memory(lasts=3)
+    with pytest.raises(KeyboardInterrupt):
+        conduct(digits, digits, TINY, run=stopping)
+    assert conduct(digits, digits, TINY, run=stopping).left_out == wanted
+
+    def mistake(setting: experiment.Setting) -> None:
+        raise TypeError("a mistake in the program")
+
+    monkeypatch.setattr(experiment, "STAGES", {"first": mistake})
+    with pytest.raises(TypeError):
+        conduct(digits, digits, TINY)
+
+
+def test_a_network_whose_loss_is_not_finite_is_not_trained() -> None:
+    digits = data.load("digits")
+    with pytest.raises(TrainingError, match="training of hot: the loss was not finite"):
+        train("hot", Recipe("softmax", lr=1e30, decay=1e30, epochs=2), digits, digits[:10])

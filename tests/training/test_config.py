@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from sparring.training import PRESETS, RetrainConfig
+from sparring.intriguing import Plan
+from sparring.training import PRESETS, FitConfig, RetrainConfig
 
 
 @pytest.mark.parametrize(
@@ -88,13 +89,29 @@ def test_settings_survive_json() -> None:
     assert RetrainConfig.from_json(json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
-def test_settings_of_another_version_are_refused() -> None:
+def test_settings_of_a_later_version_are_refused() -> None:
     settings = dataclasses.asdict(RetrainConfig())
     with pytest.raises(ValueError, match="have unknown colour: it is of another version"):
         RetrainConfig.from_json({**settings, "colour": 1})
-    del settings["mode"]
-    with pytest.raises(ValueError, match="lack mode: it is of another version"):
-        RetrainConfig.from_json(settings)
+
+
+@pytest.mark.parametrize("kind", [RetrainConfig, FitConfig, Plan])
+def test_settings_of_an_earlier_version_get_defaults_for_what_is_new(kind: Any) -> None:
+    """Each field in turn is one that the earlier version did not know."""
+    for field in dataclasses.fields(kind):
+        changed = {"epochs": 3, "seed": 5, field.name: None}
+        settings = {key: value for key, value in changed.items() if key != field.name}
+        assert kind.from_json(settings) == kind(**settings)
+    with pytest.raises(ValueError, match="the run's settings have unknown colour, sound: it is of another version"):
+        kind.from_json({"sound": 1, "colour": 1})
+    with pytest.raises(ValueError, match="the run's settings are a list: wanted is an object"):
+        kind.from_json([])
+
+
+@pytest.mark.parametrize("kind", [RetrainConfig, FitConfig])
+def test_settings_of_another_kind_are_refused(kind: Any) -> None:
+    with pytest.raises(ValueError, match="value of the wrong kind"):
+        kind.from_json({"lr": "fast"})
 
 
 def test_annealing_needs_a_weight_to_halve() -> None:

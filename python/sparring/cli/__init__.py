@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
+from sparring._text import visible
 from sparring.cli import audit, images, intriguing, lipschitz, mixture, retraining, sweeps
-from sparring.cli._common import users_errors
+from sparring.cli._ending import Commands, drawing, users_errors
+from sparring.cli._printing import notice
 
 app = typer.Typer(
     name="sparring",
+    cls=Commands,
     help="Adversarial robustness: attack a network, train it, and see what it has learnt.",
     no_args_is_help=True,
     add_completion=False,
@@ -62,8 +66,11 @@ def report(
     from sparring import report as reports
     from sparring.runs import Run
 
-    with users_errors():
-        typer.echo(reports.write(Run.open(run), small=small))
+    console = Console()
+    with users_errors(), drawing(run, console):
+        opened = Run.open(run)
+        opened.tell = notice(console)
+        typer.echo(visible(str(reports.write(opened, small=small))))
 
 
 app.command(cls=retraining.Command, help=retraining.HELP, epilog=retraining.EXAMPLES)(retraining.retrain)

@@ -1,4 +1,4 @@
-"""What several commands need: data and networks that the user names, their mistakes, a progress bar."""
+"""What several commands need: data and networks that the user names, places to write to, a progress bar."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import os
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -29,7 +30,7 @@ def progress_bar(console: Console) -> Iterator[Callable[[Progress], None]]:
     from rich import progress
 
     columns = (progress.BarColumn(), progress.TaskProgressColumn(), progress.TimeElapsedColumn())
-    text = progress.TextColumn("{task.description}")
+    text = progress.TextColumn("{task.description}", markup=False)
     with progress.Progress(*columns, text, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("starting", total=None)
         yield lambda now: bar.update(task, completed=now.done, total=now.total, description=now.doing)
@@ -70,7 +71,10 @@ def data_sets(name: str, folder: str | Path | None, on: str) -> tuple[Dataset, D
 
 
 def about_data(train: Dataset, test: Dataset, folder: Path | None) -> dict[str, Any]:
-    """What a run's configuration says of its data."""
+    """What a run's configuration says of its data; the checksum is of all images and labels."""
+    images = hashlib.sha256()
+    for tensor in (train.images, train.labels, test.images, test.labels):
+        images.update(tensor.cpu().contiguous().numpy().data)
     return {
         "name": train.name,
         "folder": None if folder is None else str(folder.resolve()),
@@ -78,6 +82,7 @@ def about_data(train: Dataset, test: Dataset, folder: Path | None) -> dict[str, 
         "classes": train.classes,
         "training images": len(train),
         "test images": len(test),
+        "sha256": images.hexdigest(),
         "official": train.official and test.official,
         "note": train.note if train.note == test.note else f"{train.note}; test: {test.note}",
     }
@@ -176,37 +181,71 @@ def versions() -> dict[str, str]:
     }
 
 
-def reopen(command: str, name: str | None, runs_dir: Path, given: dict[str, Any]) -> Run:
-    """The run of `sparring <command>` to go on with, whose configuration has the command's name as a key."""
+def reopen(command: str, name: str | None, runs_dir: Path, given: dict[str, Any], sections: tuple[str, ...]) -> Run:
+    """The run of `sparring <command>` to go on with, whose configuration has the command's name as a key.
+
+    Its configuration has these sections besides, which are objects, and what an earlier version did not write.
+    """
+    import torch
+
     from sparring.runs import Run, RunError, latest
 
-    others = [option for option in given if option not in ("--resume", "--name", "--runs-dir")]
+    others = {option: value for option, value in given.items() if option not in ("--resume", "--name", "--runs-dir")}
     if others:
-        raise ValueError(f"--resume goes on with the run's own settings: leave out {', '.join(others)}")
+        with contextlib.suppress(RunError, OSError):  # where there is no run the mistake is the same
+            run = latest(runs_dir, having=command) if name is None else Run.open(runs_dir / name)
+            made = f" (it was made by: {run.config['command']})" if "command" in run.config else ""
+            raise ValueError(_own_settings(others) + made)
+        raise ValueError(_own_settings(others))
     run = latest(runs_dir, having=command) if name is None else Run.open(runs_dir / name)
     if command not in run.config:
         raise RunError(f"{run.path} is not a run of `sparring {command}`: there is nothing to go on with")
+    for section in (command, "data", *sections):
+        if not isinstance(run.config.get(section), dict):
+            raise RunError(f"{run.path / 'config.json'} has no object {section!r}, without which it cannot go on")
+    for section, key in [("data", "name"), *[("network", "name")] * ("network" in sections)]:
+        if not isinstance(run.config[section].get(key), str):
+            raise RunError(f"{run.path / 'config.json'} has no text {section}.{key}, without which it cannot go on")
+    run.config = {"device": "cpu", "threads": torch.get_num_threads(), **run.config}
     return run
 
 
-@contextlib.contextmanager
-def interruptible(command: str, run: Run, console: Console) -> Iterator[None]:
-    """On Ctrl-C the user is told how to go on; the exit status is 130."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        again = ["sparring", command, "--resume", "--name", run.path.name, "--runs-dir", str(run.path.parent)]
-        console.print(f"\nInterrupted; what is done is kept. Go on with:\n  {shlex.join(again)}", soft_wrap=True)
-        raise typer.Exit(130) from None
+def _own_settings(others: dict[str, Any]) -> str:
+    return f"--resume goes on with the run's own settings: leave out {', '.join(others)}"
 
 
-@contextlib.contextmanager
-def users_errors() -> Iterator[None]:
-    """What is wrong with what the user gave is said in a line, without a traceback; the exit status is 2."""
+def data_of(run: Run) -> tuple[Dataset, Dataset]:
+    """The training and test images that a run began with; RunError if they are others now, with the differences."""
+    from sparring.runs import RunError, differences
+
+    then = run.config["data"]
+    train, test = data_sets(then["name"], then.get("folder"), run.config["device"])
+    changes = differences(then, about_data(train, test, None))
+    if changes:
+        raise RunError(f"the data have changed since {run.path} began: {'; '.join(changes)}")
+    return train, test
+
+
+def network_of(run: Run) -> str | Callable[..., Any]:
+    """The network that a run began with; RunError if the file that it is in has changed."""
     from sparring.runs import RunError
 
+    source = run.config["network"]["name"]
+    found = network(source)
+    if located(source).get("sha256") != run.config["network"].get("sha256"):
+        raise RunError(f"the file of {source} has changed since the run began")
+    return found
+
+
+def check_out(option: str, path: Path, *, overwrite: bool = False) -> None:
+    """Check, before the work, that a file can be written."""
+    from sparring import _files
+
+    if os.path.lexists(path) and not overwrite:
+        raise ValueError(f"{option} {path}: the file exists already")
+    if path.is_dir():
+        raise ValueError(f"{option} {path}: this is a folder")
     try:
-        yield
-    except (ValueError, OSError, RunError) as error:
-        typer.secho(f"Error: {error}", fg="red", err=True)
-        raise typer.Exit(2) from None
+        _files.takes_files(path.parent)
+    except OSError as error:
+        raise ValueError(f"{option} {path}: {error.strerror or error}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 
+from sparring import _files
 from sparring.cli import _common as common
+from sparring.cli import _ending as ending
+from sparring.cli import _printing as printing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from sparring.training import FitConfig
 
 MEMBERS = 10
+USUAL_MIXTURE: dict[str, Any] = {"members": MEMBERS, "combine": "probs", "pretrain_epochs": 0, "pretrained": None}
 # The settings where nothing else is said: few small images take more epochs and larger steps.
 USUAL: dict[str, dict[str, Any]] = {"digits": {"epochs": 60, "optimizer": "adam", "lr": 0.003}}
 # Attacks whose eps is one of the fast gradient sign method as well, which the mixture is then tested with.
@@ -49,7 +52,7 @@ def new_run(
     import torch
 
     from sparring.ensembles.mixture import COMBINES
-    from sparring.runs import Run
+    from sparring.runs import Run, check_new
     from sparring.training.fit.measure import MEANINGS
 
     if combine not in COMBINES:
@@ -57,6 +60,7 @@ def new_run(
     if pretrained is not None and pretrain_epochs:
         raise ValueError("--pretrained gives members that are trained already: leave out --pretrain-epochs")
     config = _config(data, {name: value for name, value in named.items() if value is not None}, settings)
+    check_new(runs_dir, name or "run", numbered=name is None)
     train, test = common.data_sets(data, data_dir, device)
     network = common.network(model)
     _try_out(network, model, train, config)
@@ -95,50 +99,48 @@ def work(run: Run, console: Console) -> None:
 
     from sparring import report as reports
     from sparring.report.mixture.snapshots import Keeper
-    from sparring.runs import RunError
     from sparring.training import FitConfig, fit_mixture
 
-    with common.interruptible("mixture", run, console), common.threads_restored():
-        with contextlib.ExitStack() as stack:
-            with common.users_errors():
-                config = FitConfig.from_json(run.config["fit"])
-                source, data = run.config["network"]["name"], run.config["data"]
-                network = common.network(source)
-                if common.located(source) != run.config["network"]:
-                    raise RunError(f"the file of {source} has changed since the run began")
-                train, test = common.data_sets(data["name"], data["folder"], run.config["device"])
-                stack.enter_context(run)
+    with ending.resumable("mixture", run, console), common.threads_restored():
+        with ending.users_errors():
+            config = FitConfig.from_json(run.config["fit"])
+            run.config["fit"] = asdict(config)
+            run.config["mixture"] = USUAL_MIXTURE | run.config["mixture"]
+            run.check_config()
+            network = common.network_of(run)
+            train, test = common.data_of(run)
+        with run:
+            run.tell = printing.notice(console)
+            with ending.users_errors():
                 torch.set_num_threads(run.config["threads"])
                 mixture = _mixture(run, network, train, config)
             members, epochs = len(mixture), run.config["mixture"]["pretrain_epochs"]
-            console.print(f"Run [bold]{run.path}[/bold]: {members} x {source} on {train.name}", soft_wrap=True)
-            on_progress = stack.enter_context(common.progress_bar(console))
-            if epochs:
-                with common.users_errors():
+            source = printing.data(run.config["network"]["name"])
+            where = f"Run [bold]{printing.data(run.path)}[/bold]: {members} x {source} on {train.name}"
+            printing.line(console, where)
+            with common.progress_bar(console) as on_progress:
+                if epochs:
                     before = replace(
                         config, epochs=epochs, attack="none", updates="independent", reg=0.0, weights_lr=0.0
                     )
                     _pretrain(run, mixture, train, test, before, on_progress, console)
-            result = fit_mixture(
-                mixture,
-                train,
-                test,
-                config,
-                run=Keeper(run, mixture, test, config),
-                on_progress=on_progress,
-                on_record=lambda record: _print(record, config, console),
-            )
-        assert result.weights is not None
-        _write_once(run.path / "mixture.safetensors", mixture.save)
-        _write_once(run.path / "weights.safetensors", lambda path: _save({"weights": result.weights}, path))
-        page = reports.write(run)
-    summary = reports.mixture.story(run)[0]
-    colour = "green" if summary.good else "dark_orange"
-    headline = summary.headline.replace("\u00a0", " ")
-    console.print(f"\n[bold {colour}]{headline}[/]", highlight=False, soft_wrap=True)
-    console.print(f"Report: {page}\nCurves: tensorboard --logdir {run.path}", soft_wrap=True)
+                result = fit_mixture(
+                    mixture, train, test, config, run=Keeper(run, mixture, test, config), on_progress=on_progress,
+                    on_record=lambda record: _print(record, config, console),
+                )  # fmt: skip
+            summary = reports.mixture.story(run)[0]
+            headline = summary.headline.replace("\u00a0", " ")
+            printing.line(console, f"\n[bold {'green' if summary.good else 'dark_orange'}]{headline}[/]")
+            if result.stopped:
+                printing.line(console, f"[red]Training stopped: {result.stopped}[/]")
+            assert result.weights is not None
+            if not (run.path / "mixture.safetensors").exists():  # of a finished run that was resumed: the same
+                mixture.save(run.path / "mixture.safetensors")
+            _files.write(run.path / "weights.safetensors", _files.packed({"weights": result.weights}))
+        with ending.drawing(run.path, console):
+            page = reports.write(run)
+    printing.line(console, f"Report: {printing.data(page)}\nCurves: tensorboard --logdir {printing.data(run.path)}")
     if result.stopped:
-        console.print(f"Training stopped: {result.stopped}", style="red", soft_wrap=True)
         raise typer.Exit(1)
 
 
@@ -224,17 +226,22 @@ def _pretrain(
 ) -> None:
     """Train the members, each by itself: in a run of its own inside of `run`; what comes of it is a file of that."""
     from sparring import StackedEnsemble
-    from sparring.runs import Run, RunError
+    from sparring.runs import Run, RunError, differences
     from sparring.training import fit_mixture
+    from sparring.training.state import load_model
 
     file, folder = run.path / "pretrained.safetensors", run.path / "pretraining"
-    if file.exists():
-        mixture.load_state_dict(StackedEnsemble.load(file, mixture.member(0).cpu()).state_dict())
-        return
+    asked = {"fit": asdict(config), "mixture": run.config["mixture"], "metrics": run.config.get("metrics", {})}
     if (folder / "config.json").is_file():
         stage = Run.open(folder)
+        if changes := differences(stage.config, asked):
+            raise RunError(f"{run.path / 'config.json'} was changed since pretraining began: {'; '.join(changes)}")
+        stage.config, stage.tell = asked, run.tell
     else:
-        stage = Run.create(run.path, folder.name, {"fit": asdict(config), "metrics": run.config["metrics"]})
+        stage = Run.create(run.path, folder.name, asked)
+    if file.exists():
+        load_model(mixture, StackedEnsemble.load(file, mixture.member(0).cpu()).state_dict())
+        return
     with stage:
         result = fit_mixture(
             mixture,
@@ -248,19 +255,6 @@ def _pretrain(
     if result.stopped:
         raise RunError(f"pretraining stopped: {result.stopped}; begin another run with a smaller --lr")
     mixture.save(file)
-
-
-def _write_once(path: Path, write: Callable[[Path], None]) -> None:
-    if not path.exists():  # of a finished run that was resumed: the same
-        write(path)
-
-
-def _save(tensors: dict[str, Any], path: Path) -> None:
-    from safetensors.torch import save_file
-
-    draft = path.with_name(f".{path.name}.part")
-    save_file(tensors, draft)
-    draft.replace(path)
 
 
 def _print(record: dict[str, Any], config: FitConfig, console: Console, stage: str = "") -> None:
@@ -277,4 +271,4 @@ def _print(record: dict[str, Any], config: FitConfig, console: Console, stage: s
         line += "" if alone else f" (a member {member:.1%}, majority {majority:.1%})"
     if not alone:
         line += f"  weights {record['weights/min']:.3f} to {record['weights/max']:.3f}"
-    console.print(line, highlight=False, soft_wrap=True)
+    printing.line(console, line)

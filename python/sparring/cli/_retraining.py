@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from sparring.cli import _common as common
+from sparring.cli import _ending as ending
+from sparring.cli import _printing as printing
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from sparring.runs import Run
 
 # Where nothing else is said: the preset for each data set, and the network for each preset.
@@ -36,8 +35,7 @@ def new_run(
 ) -> Run:
     import torch
 
-    from sparring import report as reports
-    from sparring.runs import Run
+    from sparring.runs import Run, check_new
     from sparring.training import PRESETS, RetrainConfig
     from sparring.training.building import new_network
     from sparring.training.metrics import METRICS
@@ -51,12 +49,13 @@ def new_run(
         config = replace(PRESETS[preset], **named, **common.settings(settings, named, RetrainConfig))
     except TypeError as error:  # a word where a number belongs
         raise ValueError(f"--set {' '.join(settings)}: a value is of the wrong kind: {error}") from None
+    check_new(runs_dir, name or "run", numbered=name is None)
     train, test = common.data_sets(data, data_dir, device)
     try:  # what is wrong with the network is said before there is a run
         new_network(common.network(model), train, config)
     except TypeError as error:
         raise ValueError(f"--model {model} cannot be made from the number of outputs: {error}") from error
-    run = Run.create(
+    return Run.create(
         runs_dir,
         name or data,
         {
@@ -71,61 +70,48 @@ def new_run(
         },
         numbered=name is None,
     )
-    reports.keep_reference(run, train)
-    return run
 
 
 def work(run: Run, console: Console) -> None:
     """Do what the run's configuration says, from its last checkpoint on, and write the report."""
     import torch
 
+    from sparring import _files
     from sparring import report as reports
-    from sparring.runs import RunError
     from sparring.training import RetrainConfig, retrain
 
-    with common.interruptible("retrain", run, console), common.threads_restored():
-        with contextlib.ExitStack() as stack:
-            with common.users_errors():
-                config = RetrainConfig.from_json(run.config["retrain"])
-                network = common.network(run.config["network"]["name"])
-                if common.located(run.config["network"]["name"]) != run.config["network"]:
-                    raise RunError(f"the file of {run.config['network']['name']} has changed since the run began")
-                train, test = common.data_sets(
-                    run.config["data"]["name"], run.config["data"]["folder"], run.config.get("device", "cpu")
-                )
-                stack.enter_context(run)
+    with ending.resumable("retrain", run, console), common.threads_restored():
+        with ending.users_errors():
+            config = RetrainConfig.from_json(run.config["retrain"])
+            run.config["retrain"] = asdict(config)
+            run.check_config()
+            network = common.network_of(run)
+            train, test = common.data_of(run)
+        with run:
             torch.set_num_threads(run.config["threads"])
-            console.print(f"Run [bold]{run.path}[/bold]: {run.config['network']['name']} on {train.name}")
-            result = retrain(
-                train,
-                test,
-                network,
-                config,
-                run=run,
-                on_progress=stack.enter_context(common.progress_bar(console)),
-                on_record=lambda record: _print(record, console),
-            )
-        _save_weights(result.model, run.path / "network.safetensors")
-        _save_weights(result.best_model, run.path / "best.safetensors")
-        reports.keep_perturbation(run, result.model, test, result.final)
-        page = reports.write(run)
-    colour = "green" if result.verdict.robust else "dark_orange"
-    console.print(f"\n[bold {colour}]{result.verdict}[/]", highlight=False, soft_wrap=True)
-    console.print(f"Report: {page}\nCurves: tensorboard --logdir {run.path / 'tensorboard'}", soft_wrap=True)
-
-
-def _save_weights(model: nn.Module, path: Path) -> None:
-    """Write the weights, as `sparring audit` and `sparring images` read them."""
-    from safetensors.torch import save_file
-
-    draft = path.with_suffix(".tmp")
-    save_file({name: tensor.cpu().contiguous().clone() for name, tensor in model.state_dict().items()}, draft)
-    draft.replace(path)
+            source = printing.data(run.config["network"]["name"])
+            printing.line(console, f"Run [bold]{printing.data(run.path)}[/bold]: {source} on {train.name}")
+            run.tell = printing.notice(console)
+            reports.keep_reference(run, train)
+            with common.progress_bar(console) as on_progress:
+                result = retrain(
+                    train, test, network, config, run=run, on_progress=on_progress,
+                    on_record=lambda record: _print(record, console),
+                )  # fmt: skip
+            colour = "green" if result.verdict.robust else "dark_orange"
+            printing.line(console, f"\n[bold {colour}]{result.verdict}[/]")
+            for name, model in (("network", result.model), ("best", result.best_model)):
+                _files.write(run.path / f"{name}.safetensors", _files.packed(model.state_dict()))
+            reports.keep_perturbation(run, result.model, test, result.final)
+        with ending.drawing(run.path, console):
+            page = reports.write(run)
+    board = printing.data(run.path / "tensorboard")
+    printing.line(console, f"Report: {printing.data(page)}\nCurves: tensorboard --logdir {board}")
 
 
 def _print(record: dict[str, Any], console: Console) -> None:
     if record["kind"] != "verdict":
-        console.print(_line(record), highlight=False, soft_wrap=True)
+        printing.line(console, _line(record))
 
 
 def _line(record: dict[str, Any]) -> str:

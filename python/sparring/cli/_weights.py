@@ -82,7 +82,7 @@ def _check_weights(weights: Path) -> None:
 def _shapes_in(weights: Path) -> dict[str, tuple[int, ...]]:
     from safetensors import SafetensorError, safe_open
 
-    from sparring._files import layout, readable
+    from sparring._loading import layout, readable
 
     try:
         with safe_open(readable(weights), "pt") as file:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+from sparring import _files, _signals
 from sparring.cli import _common as common
+from sparring.cli import _ending as ending
+from sparring.cli import _printing as printing
 from sparring.cli import _weights
 
 if TYPE_CHECKING:
@@ -125,20 +130,20 @@ def audit(
     import torch
 
     from sparring.report import audit as results
-    from sparring.runs import Run
+    from sparring.runs import Run, check_new
 
     console = Console()
-    before = torch.get_num_threads()
-    run: Run | None = None
-    done = False
-    try:
-        with common.users_errors():
+    with common.threads_restored():
+        with ending.users_errors():
+            if name is not None:
+                _discard_unfinished(runs_dir / name)
+            check_new(runs_dir, name or "audit", numbered=name is None)
             threats = _threats(norm, eps, data)
             where = common.device(device)
             test = common.data_set(data, data_dir, "test").to(where)
             test = test if images in (0, len(test)) else test[: min(images, len(test))]
             network = _weights.load_network(model, arch, test.input_shape, test.classes).to(where)
-            torch.set_num_threads(threads or before)
+            torch.set_num_threads(threads or torch.get_num_threads())
             wanted = {
                 "attacks": attacks and [part.strip() for part in attacks.split(",")], "eps": threats,
                 "preprocessing": _preprocessing(preprocessing, test.input_shape[0]), "worst_case": worst_case,
@@ -158,22 +163,65 @@ def audit(
                 "versions": common.versions(),
             }  # fmt: skip
             run = Run.create(runs_dir, name or "audit", config, numbered=name is None)
-            (run.path / "checkpoints").rmdir()
-            where_to = f"Run [bold]{run.path}[/bold]: {arch} on {len(test)} images of {data}"
-            console.print(where_to, highlight=False, soft_wrap=True)
-            found = _evaluate(network, test.images, test.labels, wanted, console)
-            done = True
+        with _until_results(run, console):
+            images_of = f"{printing.data(arch)} on {len(test)} images of {printing.data(data)}"
+            printing.line(console, f"Run [bold]{printing.data(run.path)}[/bold]: {images_of}")
+            with ending.users_errors():
+                found = _evaluate(network, test.images, test.labels, wanted, console)
+            _print(found, console)
             results.save(run, found, test.images)
-        page = _written(run)
-    except KeyboardInterrupt:
-        console.print("\nInterrupted; an audit cannot be resumed, and this one leaves no folder.")
-        raise typer.Exit(130) from None
+        with ending.drawing(run.path, console):
+            page = _written(run)
+    printing.line(console, f"Report: {printing.data(page)}")
+
+
+@contextlib.contextmanager
+def _until_results(run: Run, console: Console) -> Iterator[None]:
+    """Lock a run until it has results; one that comes to have none leaves no folder."""
+    from sparring.report import audit as results
+
+    try:
+        with run:
+            with contextlib.suppress(OSError):
+                (run.path / "checkpoints").rmdir()  # an audit has none
+            yield
+    except KeyboardInterrupt as error:
+        if results.exist(run.path):
+            with ending.drawing(run.path, console):
+                raise
+        _remove(run.path)
+        what = f"{printing.data(run.path)} stays, without results" if run.path.exists() else "this one leaves no folder"
+        printing.line(console, f"\nInterrupted; an audit cannot be resumed, and {what}.")
+        raise typer.Exit(_signals.status(error)) from None
+    except OSError as error:
+        raise OSError(f"the results cannot be written: {printing.reason(error)}") from error
     finally:
-        torch.set_num_threads(before)
-        if run is not None and not done:
-            shutil.rmtree(run.path)  # which holds the configuration and nothing else
-    _print(found, console)
-    console.print(f"Report: {page}", soft_wrap=True)
+        if results.exist(run.path):
+            (run.path / ".lock").unlink(missing_ok=True)
+        else:
+            _remove(run.path)
+
+
+def _discard_unfinished(path: Path) -> None:
+    """Remove what an audit that was killed left: a run without results, or anything else, that no process works on."""
+    from sparring.report import audit as results
+    from sparring.runs import Run
+
+    if not (path / "config.json").is_file() or results.exist(path):
+        return
+    others = {file.name for file in path.iterdir()} - {"config.json", "checkpoints", ".lock"}
+    run = Run.open(path)
+    if "audit" in run.config and all(name.startswith(".") and name.endswith(".part") for name in others):
+        with run:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder; under its name it goes at once, so that none is ever half there."""
+    gone = _files.draft_of(path)
+    with contextlib.suppress(OSError):
+        path.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _evaluate(network: nn.Module, x: Any, y: Any, wanted: dict[str, Any], console: Console) -> Evaluation:
@@ -250,22 +298,15 @@ def _print_row(row: AttackRow, console: Console) -> None:
         from sparring._text import percent
 
         line = f"  {row.name}, {row.threat}: robust accuracy {percent(row.accuracy)}, {row.seconds:.1f} s"
-        console.print(line, highlight=False, soft_wrap=True)
+        printing.line(console, printing.data(line))
 
 
 def _print(found: Evaluation, console: Console) -> None:
     """The table and the verdict."""
-    from rich.markup import escape
-    from rich.table import Table
-
     head, lines = found.cells()
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for i, column in enumerate(head):
-        table.add_column(column, justify="left" if i < 2 else "right", no_wrap=i != 0)
-    for line in lines:
-        table.add_row(*line, style="bold" if line[0] == "worst case" else None)
     console.print()
-    console.print(table)
+    worst = [i for i, line in enumerate(lines) if line[0] == "worst case"]
+    printing.table(console, head, lines, left=3, strong=worst)
     for warning in found.warnings:
-        console.print(f"\n[bold dark_orange]Warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
-    console.print(f"\n[bold]{found.verdict}[/]", highlight=False, soft_wrap=True)
+        printing.line(console, f"\n[bold dark_orange]Warning:[/] {printing.data(warning)}")
+    printing.line(console, f"\n[bold]{printing.data(found.verdict)}[/]")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+from sparring._text import visible
 from sparring.cli import _common as common
+from sparring.cli import _ending as ending
 from sparring.cli import _options as options
+from sparring.cli import _printing as printing
 from sparring.cli import _weights
 
 if TYPE_CHECKING:
@@ -54,7 +58,7 @@ def make(
 
     from sparring.training import FoolingSet, balanced_targets, generator_named
 
-    with common.users_errors():
+    with ending.users_errors():
         _check_out(out, overwrite)
         size = options.image_shape(shape)
         network = _weights.load_network(model, arch, size, outputs or classes)
@@ -62,9 +66,8 @@ def make(
         targets = balanced_targets(count, classes)
         found = process(network, targets, size, generator=torch.Generator().manual_seed(seed))
         made = FoolingSet.judge(network, found.images, targets, found.stop_step, p_min=p_min, s_max=s_max)
-        made.save(out, overwrite=overwrite)
-    _print(made, p_min, s_max)
-    typer.echo(f"Written: {out} and {out.with_suffix('.csv')}")
+        _print(made, p_min, s_max)
+        _save(made, out, overwrite)
 
 
 @app.command()
@@ -90,8 +93,10 @@ def take(
     from sparring.training.fooling import join
     from sparring.training.state import read_sets
 
-    with common.users_errors():
+    with ending.users_errors():
+        _check_out(out, overwrite)
         opened = Run.open(run)
+        opened.tell = printing.notice(Console())
         found = opened.checkpoint()
         sets = [] if found is None or "retrain" not in opened.config else read_sets(found[0], kind)
         if not sets:
@@ -99,9 +104,8 @@ def take(
         if generation is not None and generation > len(sets):
             raise ValueError(f"--generation {generation}: of the kind {kind!r} there are {len(sets)}")
         taken = join(sets) if generation is None else sets[generation - 1]
-        taken.save(out, overwrite=overwrite)
-    typer.echo(f"{len(taken)} images, {int(taken.success.sum())} of which fool the network they were made for.")
-    typer.echo(f"Written: {out} and {out.with_suffix('.csv')}")
+        typer.echo(f"{len(taken)} images, {int(taken.success.sum())} of which fool the network they were made for.")
+        _save(taken, out, overwrite)
 
 
 @app.command()
@@ -127,40 +131,43 @@ def judge(
     """Show a saved set to another network: does it fool that one too?"""
     from sparring.training import FoolingSet
 
-    with common.users_errors():
+    with ending.users_errors():
         if out is not None:
             _check_out(out, overwrite)
         made = FoolingSet.load(images)
         network = _weights.load_network(model, arch, tuple(made.images.shape[1:]), outputs)
         judged = made.judged_by(network, p_min=p_min, s_max=s_max)
+        _print(judged, p_min, s_max)
         if out is not None:
-            judged.save(out, overwrite=overwrite)
-    _print(judged, p_min, s_max)
+            _save(judged, out, overwrite)
+
+
+def _save(made: FoolingSet, out: Path, overwrite: bool) -> None:
+    made.save(out, overwrite=overwrite)
+    typer.echo(visible(f"Written: {out} and {out.with_suffix('.csv')}"))
 
 
 def _print(made: FoolingSet, p_min: float, s_max: int) -> None:
     """A line for each class and one for all, and the intervals of p(target)."""
-    from rich.table import Table
-
     from sparring._text import percent
     from sparring.training.fooling import BINS
 
-    Console().print(f"p of at least {p_min:g} with at most {s_max} entries lit:", highlight=False)
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for head in ("target", "images", "fool it", "mean p", "lit", *BINS):
-        table.add_column(head, justify="right", no_wrap=True)
-    classes = sorted(set(made.targets.tolist()))
-    for name, part in [*((str(c), made[made.targets == c]) for c in classes), ("all", made)]:
+    console = Console()
+    printing.line(console, f"p of at least {p_min:g} with at most {s_max} entries lit:")
+    head = ("target", "images", "fool it", "mean p", "lit", *BINS)
+    lines = []
+    for name, part in [*((str(c), made[made.targets == c]) for c in sorted({*made.targets.tolist()})), ("all", made)]:
         bins = [percent(count / max(1, len(part))) for count in part.bins().counts.tolist()]
         means = [f"{float(part.prob.double().mean()):.2f}", f"{float(part.sparsity.double().mean()):.1f}"]
-        style = "bold" if name == "all" else None
-        table.add_row(name, str(len(part)), percent(part.fooled), *means, *bins, style=style)
-    Console().print(table)
+        lines.append([name, str(len(part)), percent(part.fooled), *means, *bins])
+    printing.table(console, head, lines, strong=[len(lines) - 1])
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
-    """What `FoolingSet.save` would refuse, said before the work is done."""
+    """What would keep the set and its table from being written, said before the work is done."""
     if out.suffix != ".safetensors":
         raise ValueError(f"--out {out}: give a file that ends in .safetensors")
-    if not overwrite and out.exists():
-        raise ValueError(f"--out {out}: the file exists; replace it with --overwrite")
+    for file in (out, out.with_suffix(".csv")):
+        if not overwrite and os.path.lexists(file):
+            raise ValueError(f"--out {file}: the file exists; replace it with --overwrite")
+        common.check_out("--out", file, overwrite=overwrite)

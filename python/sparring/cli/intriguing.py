@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,9 @@ import typer
 from rich.console import Console
 
 from sparring.cli import _common as common
+from sparring.cli import _ending as ending
 from sparring.cli import _options as options
+from sparring.cli import _printing as printing
 from sparring.cli._options import DATA, RUN
 
 if TYPE_CHECKING:
@@ -78,9 +79,9 @@ def intriguing(
     """See `HELP`."""
     console = Console()
     given = common.given(context)
-    with common.users_errors():
+    with ending.users_errors():
         if resume:
-            run = common.reopen("intriguing", name, runs_dir, given)
+            run = common.reopen("intriguing", name, runs_dir, given, ())
         else:
             sizes = {"images": images, "train_images": train_images, "epochs": epochs, "seed": seed}
             run = _new_run(name, runs_dir, given, data, data_dir, device, threads, quick, sizes)
@@ -94,8 +95,9 @@ def _new_run(
     import torch
 
     from sparring.intriguing import Plan
-    from sparring.runs import Run
+    from sparring.runs import Run, check_new
 
+    check_new(runs_dir, name or "run", numbered=name is None)
     plan = Plan.quick() if quick else Plan()
     plan = plan.replace(**sizes)
     train, test = common.data_sets(data, data_dir, device)
@@ -126,24 +128,35 @@ def _work(run: Run, console: Console) -> None:
     from sparring.intriguing import Plan, conduct
     from sparring.report import intriguing as pages
 
-    with common.interruptible("intriguing", run, console), common.threads_restored():
-        with contextlib.ExitStack() as stack:
-            with common.users_errors():
-                data, plan = run.config["data"], Plan(**run.config["intriguing"])
-                train, test = common.data_sets(data["name"], data["folder"], run.config["device"])
-                stack.enter_context(run)
-                torch.set_num_threads(run.config["threads"])
-            console.print(f"Run [bold]{run.path}[/bold]: {train.name}", soft_wrap=True)
-            on_progress = stack.enter_context(common.progress_bar(console))
-            conduct(
-                train, test, plan, run=run, on_progress=on_progress, on_record=lambda record: _print(record, console)
-            )
-        page = reports.write(run)
-    summary = pages.story(run)[0]
-    console.print(f"\n[bold {'green' if summary.good else 'dark_orange'}]{summary.headline}[/]", highlight=False)
-    console.print(f"Report: {page}", soft_wrap=True)
+    with ending.resumable("intriguing", run, console), common.threads_restored():
+        with ending.users_errors():
+            plan = Plan.from_json(run.config["intriguing"])
+            run.config["intriguing"] = asdict(plan)
+            run.check_config()
+            train, test = common.data_of(run)
+        with run:
+            torch.set_num_threads(run.config["threads"])
+            run.tell = printing.notice(console)
+            printing.line(console, f"Run [bold]{printing.data(run.path)}[/bold]: {train.name}")
+            with common.progress_bar(console) as on_progress:
+                conduct(
+                    train,
+                    test,
+                    plan,
+                    run=run,
+                    on_progress=on_progress,
+                    on_record=lambda record: _print(record, console),
+                )
+        summary = pages.story(run)[0]
+        colour = "green" if summary.good else "dark_orange"
+        printing.line(console, f"\n[bold {colour}]{printing.data(summary.headline)}[/]")
+        with ending.drawing(run.path, console):
+            page = reports.write(run)
+    printing.line(console, f"Report: {printing.data(page)}")
 
 
 def _print(record: Record, console: Console) -> None:
     shown = [f"{key.replace('_', ' ')} {100 * value:.2f} %" for key, value in record.items() if key.endswith("_error")]
-    console.print(f"  {record['stage']}  {'  '.join(shown)}".rstrip(), highlight=False)
+    if "left_out" in record:
+        shown = [f"left out: {record['left_out']}"]
+    printing.line(console, printing.data(f"  {record['stage']}  {'  '.join(shown)}".rstrip()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sparring import _files
+from sparring._text import visible
 from sparring.cli import _common as common
+from sparring.cli import _ending as ending
 from sparring.cli import _options as options
 from sparring.cli import _weights
 
@@ -106,9 +110,11 @@ def lipschitz(
 
     from sparring.lipschitz import layer_bounds
 
-    with common.users_errors(), common.threads_restored():
+    with ending.users_errors(), common.threads_restored():
         if out is not None and out.suffix not in (".csv", ".json"):
             raise ValueError(f"--out {out}: give a file that ends in .csv or .json")
+        if out is not None:
+            common.check_out("--out", out, overwrite=True)
         torch.set_num_threads(threads or torch.get_num_threads())
         if Path(model).is_file():
             if given := [name for name, value in (("--weights", weights), ("--data", data)) if value is not None]:
@@ -119,11 +125,11 @@ def lipschitz(
             inputs, shape, classes = _inputs(model, data, data_dir, images, shape, classes)
             network = _network(model, weights, shape, classes, seed)
             report = layer_bounds(network, shape, tol=tol, certified=not estimate, data=inputs)
+        typer.echo("\n".join(map(visible, report.table().split("\n"))))  # a file may name layers as it likes
+        if weights is None and not Path(model).is_file():
+            typer.echo(f"\nThe weights are random (seed {seed}): give --weights for a trained network.")
         if out is not None:
             _write(report, out)
-    typer.echo(report.table())
-    if weights is None and not Path(model).is_file():
-        typer.echo(f"\nThe weights are random (seed {seed}): give --weights for a trained network.")
 
 
 def _inputs(
@@ -184,17 +190,18 @@ def _write(report: LipschitzReport, out: Path) -> None:
 
     rows = report.rows()
     if out.suffix == ".csv":
-        with out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+        _files.write(out, text.getvalue())
         return
     found: dict[str, Any] = {
         "product": report.product, "upper": report.upper, "method": report.method, "certified": report.certified,
         "lower": report.lower, "refused": [{"name": name, "reason": reason} for name, reason in report.refused],
         "note": report.note, "layers": rows,
     }  # fmt: skip
-    out.write_text(json.dumps(_finite(found), indent=2) + "\n")
+    _files.write(out, json.dumps(_finite(found), indent=2) + "\n")
 
 
 def _finite(value: Any) -> Any:

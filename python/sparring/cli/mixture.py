@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from sparring.cli import _common as common
+from sparring.cli import _ending as ending
 from sparring.cli import _mixture
 from sparring.cli import _options as options
 from sparring.cli._options import DATA, RUN, TRAINING
@@ -161,21 +162,17 @@ def mixture(
     """See `HELP`."""
     console = Console()
     given = common.given(context)
-    try:
-        with common.users_errors():
-            if resume:
-                run = common.reopen("mixture", name, runs_dir, given)
-            else:
-                named = {
-                    "epochs": epochs, "batch_size": batch_size, "attack": attack, "eps": eps, "alpha": alpha,
-                    "optimizer": optimizer, "lr": lr, "updates": updates, "reg": reg, "real_images": real_images,
-                    "seed": seed,
-                }  # fmt: skip
-                run = _mixture.new_run(
-                    name, runs_dir, given, data, data_dir, model, members, combine, pretrain_epochs, pretrained,
-                    threads, device, named, settings or [],
-                )  # fmt: skip
-    except KeyboardInterrupt:
-        console.print("Interrupted before the run began.")
-        raise typer.Exit(130) from None
+    with ending.users_errors():
+        if resume:
+            run = common.reopen("mixture", name, runs_dir, given, ("network", "fit"))
+        else:
+            named = {
+                "epochs": epochs, "batch_size": batch_size, "attack": attack, "eps": eps, "alpha": alpha,
+                "optimizer": optimizer, "lr": lr, "updates": updates, "reg": reg, "real_images": real_images,
+                "seed": seed,
+            }  # fmt: skip
+            run = _mixture.new_run(
+                name, runs_dir, given, data, data_dir, model, members, combine, pretrain_epochs, pretrained,
+                threads, device, named, settings or [],
+            )  # fmt: skip
     _mixture.work(run, console)

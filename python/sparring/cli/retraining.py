@@ -10,6 +10,7 @@ from rich.console import Console
 from typer.core import TyperCommand
 
 from sparring.cli import _common as common
+from sparring.cli import _ending as ending
 from sparring.cli import _options as options
 from sparring.cli import _retraining
 from sparring.cli._options import DATA, RUN, TRAINING
@@ -222,25 +223,21 @@ def retrain(
     """See `HELP`."""
     console = Console()
     given = common.given(context)
-    try:
-        if resume:
-            with common.users_errors():
-                run = common.reopen("retrain", name, runs_dir, given)
-        else:
-            named = {
-                "labelling": labelling, "network": network, "mode": mode, "generations": generations, "epochs": epochs,
-                "pretrain_epochs": pretrain_epochs, "keep": keep, "images": images, "fresh": fresh, "method": method,
-                "steps": steps, "lam": lam, "start": start, "anneal": anneal, "p_min": p_min,
-                "s_max": _retraining.count_or_share(s_max), "mask_fraction": mask_fraction, "optimizer": optimizer,
-                "lr": lr, "weight_decay": weight_decay, "schedule": schedule, "batch_size": batch_size,
-                "augment": augment, "independent": independent, "other_images": other_images,
-                "final_factor": final_factor, "real_images": real_images, "seed": seed,
-            }  # fmt: skip
-            with common.users_errors():
-                run = _retraining.new_run(
-                    name, runs_dir, given, data, data_dir, model, preset, threads, device, named, settings or []
-                )
-    except KeyboardInterrupt:
-        console.print("Interrupted before the run began.")
-        raise typer.Exit(130) from None
+    if resume:
+        with ending.users_errors():
+            run = common.reopen("retrain", name, runs_dir, given, ("network",))
+    else:
+        named = {
+            "labelling": labelling, "network": network, "mode": mode, "generations": generations, "epochs": epochs,
+            "pretrain_epochs": pretrain_epochs, "keep": keep, "images": images, "fresh": fresh, "method": method,
+            "steps": steps, "lam": lam, "start": start, "anneal": anneal, "p_min": p_min,
+            "s_max": _retraining.count_or_share(s_max), "mask_fraction": mask_fraction, "optimizer": optimizer,
+            "lr": lr, "weight_decay": weight_decay, "schedule": schedule, "batch_size": batch_size,
+            "augment": augment, "independent": independent, "other_images": other_images,
+            "final_factor": final_factor, "real_images": real_images, "seed": seed,
+        }  # fmt: skip
+        with ending.users_errors():
+            run = _retraining.new_run(
+                name, runs_dir, given, data, data_dir, model, preset, threads, device, named, settings or []
+            )
     _retraining.work(run, console)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,8 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from sparring import _files
 from sparring.cli import _common as common
+from sparring.cli import _ending as ending
 from sparring.cli import _options as options
+from sparring.cli import _printing as printing
 from sparring.cli import _weights
 
 if TYPE_CHECKING:
@@ -53,7 +57,7 @@ def weight(
     """What the search reaches with each weight of the L1 penalty."""
     from sparring.training import sweeps
 
-    with common.users_errors():
+    with ending.users_errors():
         lams = sweeps.LAMS if values is None else _values(values, float)
         network, size = _network(model, arch, shape, outputs or classes, table)
         records = sweeps.lambda_sweep(
@@ -94,7 +98,7 @@ def batch_size(
 
     before = torch.get_num_threads()
     try:
-        with common.users_errors():
+        with ending.users_errors():
             sizes = sweeps.BATCH_SIZES if values is None else _values(values, int)
             network, size = _network(model, arch, shape, outputs or classes, table)
             torch.set_num_threads(threads or before)
@@ -111,29 +115,24 @@ def batch_size(
 
 def _network(model: Path, arch: str, shape: str, outputs: int, table: Path | None) -> tuple[nn.Module, tuple[int, ...]]:
     """The network and the shape of its images, once it is clear that the table can be written."""
-    if table is not None and table.exists():
-        raise ValueError(f"--csv {table}: the file exists already")
+    if table is not None:
+        common.check_out("--csv", table)
     size = options.image_shape(shape)
     return _weights.load_network(model, arch, size, outputs), size
 
 
 def _show(records: Sequence[Metrics], columns: dict[str, str], file: Path | None) -> None:
     """Print the columns of the records; all of them go into the file."""
-    from rich.table import Table as Printed
-
     from sparring._text import number, percent
 
+    lines = [[(percent if key.endswith("yield") else number)(record[key]) for key in columns] for record in records]
+    printing.table(Console(), [*columns.values()], lines)
     if file is not None:
-        with file.open("x", newline="", encoding="ascii") as opened:
-            writer = csv.DictWriter(opened, [*records[0]], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(records)
-    printed = Printed(box=None, pad_edge=False, header_style="dim")
-    for head in columns.values():
-        printed.add_column(head, justify="right")
-    for record in records:
-        printed.add_row(*((percent if key.endswith("yield") else number)(record[key]) for key in columns))
-    Console().print(printed)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [*records[0]], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+        _files.write(file, text.getvalue())
 
 
 def _values(text: str, kind: type[float] | type[int]) -> list[float] | list[int]:

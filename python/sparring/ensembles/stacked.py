@@ -11,7 +11,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from sparring._files import layout, read_like, safetensors_file, write_whole
+from sparring import _files
+from sparring._loading import layout, read_like, safetensors_file
 from sparring.ensembles.doubles import Doubles, adopt_modes
 from sparring.ensembles.layers import (
     NotStacked,
@@ -130,13 +131,10 @@ class StackedEnsemble(Mixture):
 
     def save(self, path: str | Path) -> None:
         """Write the weights of all members, and those of the mixture, to a new safetensors file."""
-        from safetensors.torch import save
-
         path = Path(path)
         if path.exists():
             raise FileExistsError(f"{path} exists already: choose another path")
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        write_whole(path, save(tensors, {"format": _FORMAT, "combine": self.combine}))
+        _files.write(path, _files.packed(self.state_dict(), {"format": _FORMAT, "combine": self.combine}))
 
     @classmethod
     def load(cls, path: str | Path, network: nn.Module) -> StackedEnsemble:

@@ -16,8 +16,10 @@ from sparring.analysis.smoothness import smoothness
 from sparring.analysis.units import Directions, units
 from sparring.data import Dataset
 from sparring.intriguing import paper, tables
-from sparring.intriguing.recipes import RECIPES, Recipe, train, with_dropout
+from sparring.intriguing.recipes import RECIPES, Recipe, TrainingError, train, with_dropout
+from sparring.training.config import from_json
 from sparring.training.loop import Journal, Record
+from sparring.training.state import check_format
 
 FORMAT = "sparring intriguing 2"
 FGS_ARMS: dict[str, Recipe] = {
@@ -59,6 +61,11 @@ class Plan:
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
 
     @classmethod
+    def from_json(cls, settings: object) -> Plan:
+        """The plan that a run was made with; see `sparring.training.config.from_json`."""
+        return from_json(cls, settings)
+
+    @classmethod
     def quick(cls, seed: int = 0) -> Plan:
         """A minute or two on two cores."""
         return cls(images=200, train_images=20_000, epochs=6, units=100, draws=5, seed=seed)
@@ -66,10 +73,11 @@ class Plan:
 
 @dataclass
 class Findings:
-    """What the stages done so far found: numbers as JSON, and tensors by name."""
+    """What the stages done so far found: numbers as JSON, tensors by name, and why stages are left out."""
 
     numbers: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,8 @@ class Setting:
 
     def network(self, name: str) -> nn.Module:
         """A network that a stage before trained."""
+        if f"train {name}" in self.findings.left_out:
+            raise ValueError(f"there is no network {name}")
         recipe = {**RECIPES, **FGS_ARMS}[name]
         model = with_dropout(networks.build(recipe.network, self.train.input_shape, self.train.classes), recipe.dropout)
         prefix = f"network/{name}/"
@@ -125,6 +135,12 @@ def conduct(
         Called before each stage.
     on_record
         Called with the record of each stage.
+
+    Returns
+    -------
+    Findings
+        A stage that cannot be computed, such as that of images which none of the networks has right, is left out: why
+        is in its record and in `Findings.left_out`.
     """
     plan = plan if plan is not None else Plan()
     if not 1 <= plan.images <= len(test):
@@ -135,10 +151,10 @@ def conduct(
     findings, done = Findings(), 0
     checkpoint = run.restore() if run is not None else None
     if checkpoint is not None:
-        if checkpoint.state.get("format") != FORMAT:
-            raise ValueError(f"the checkpoint is not of format {FORMAT!r}: it is of another version")
-        findings = Findings(checkpoint.state["numbers"], checkpoint.tensors)
-        done = checkpoint.state["done"]
+        check_format(checkpoint.state, FORMAT)
+        state = checkpoint.state
+        findings = Findings(state["numbers"], checkpoint.tensors, state.get("left_out", {}))
+        done = state["done"]
     setting = Setting(train, test, plan, findings)
     stages = [*STAGES.items()]
     for number, (name, stage) in enumerate(stages):
@@ -146,11 +162,19 @@ def conduct(
             continue
         if on_progress is not None:
             on_progress(Progress(number, len(stages), name))
-        stage(setting)
-        record: Record = {"kind": "stage", "epoch": number, "stage": name, **_figures(findings.numbers.get(name))}
+        record: Record = {"kind": "stage", "epoch": number, "stage": name}
+        before = dict(findings.tensors)
+        try:
+            stage(setting)
+            record |= _figures(findings.numbers.get(name))
+        except (ValueError, TrainingError) as error:  # such as no image that a hardly trained network has right
+            findings.tensors.clear()
+            findings.tensors.update(before)
+            record["left_out"] = findings.left_out[name] = str(error)
         if run is not None:
             run.log(record)
-            run.save(findings.tensors, {"format": FORMAT, "numbers": findings.numbers, "done": number + 1})
+            state = {"numbers": findings.numbers, "left_out": findings.left_out, "done": number + 1}
+            run.save(findings.tensors, {"format": FORMAT, **state})
         if on_record is not None:
             on_record(record)
     return findings

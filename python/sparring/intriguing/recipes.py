@@ -62,6 +62,10 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+class TrainingError(RuntimeError):
+    """A network cannot be trained to the end: its loss was not finite."""
+
+
 def train(
     name: str,
     recipe: Recipe,
@@ -97,7 +101,7 @@ def train(
         on_record=None if on_epoch is None else lambda record: on_epoch(int(record["epoch"])),
     )  # fmt: skip
     if result.stopped:
-        raise RuntimeError(f"training of {name}: {result.stopped}")
+        raise TrainingError(f"training of {name}: {result.stopped}")
     result.model.zero_grad(set_to_none=True)
     return result.model.requires_grad_(True).eval()
 

@@ -7,12 +7,13 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from sparring import figures
+from sparring import _files, figures
 from sparring._text import number, percent, plural
 from sparring.figures import Series, Theme
 from sparring.report.page import Picture, Section, Summary, Table, Tile, as_picture, load
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from sparring.evaluation import Evaluation
 
+RESULTS = "results.json"
 KEPT = 8  # adversarial examples of each class and attack, for the pictures
 POINTS = 16  # of a curve
 CAVEAT = (
@@ -39,8 +41,6 @@ MEANING = {
 
 def save(run: Run, evaluation: Evaluation, x: Tensor) -> None:
     """Write what an evaluation of `x` found: results.json, and examples.safetensors with everything per example."""
-    from safetensors.torch import save_file
-
     tensors = {"labels": evaluation.labels, "predictions": evaluation.predictions, "robust": evaluation.robust}
     shown = [row.examples.index for row in evaluation.rows]
     originals = torch.tensor(sorted({int(i) for index in shown for i in index}), dtype=torch.int64)
@@ -52,14 +52,19 @@ def save(run: Run, evaluation: Evaluation, x: Tensor) -> None:
             "examples/images": row.examples.images, "examples/predictions": row.examples.predictions,
         } | {f"distance/{norm}": distance for norm, distance in row.distances.items()}  # fmt: skip
         tensors |= {f"{i}/{name}": tensor for name, tensor in found.items() if tensor is not None}
-    evaluation.to_json(run.path / "results.json")
-    apart = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}  # the format shares no memory
-    save_file(apart, run.path / "examples.safetensors")
+    numbers = json.dumps(evaluation.to_dict(), indent=1) + "\n"
+    # Both or none, whenever the process ends: that there are results means that there are examples.
+    _files.write_all({run.path / "examples.safetensors": _files.packed(tensors), run.path / RESULTS: numbers})
+
+
+def exist(path: Path) -> bool:
+    """Whether the audit in a folder came to its end."""
+    return (path / RESULTS).is_file()
 
 
 def story(run: Run) -> tuple[Summary, list[Section]]:
     """What the report says of a run of `sparring audit`."""
-    if not (run.path / "results.json").is_file():
+    if not exist(run.path):
         raise RunError(f"{run.path} has no results.json: the audit did not come to its end, there is nothing to report")
     found = _Story(run)
     return found.summary(), found.sections()
@@ -78,7 +83,7 @@ class _Story:
 
     def __init__(self, run: Run) -> None:
         self.config = run.config
-        self.found = json.loads((run.path / "results.json").read_text(encoding="utf-8"))
+        self.found = json.loads((run.path / RESULTS).read_text(encoding="utf-8"))
         self.tensors = load(run.path / "examples.safetensors")
         self.attacks: list[dict[str, Any]] = self.found["attacks"]
         self.cases: list[dict[str, Any]] = self.found["worst_case"]

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sparring import figures
+from sparring import _files, figures
 from sparring.figures import DARK, LIGHT, Theme
+from sparring.runs import RunError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,9 +101,8 @@ def write(run: Path, summary: Summary, sections: Sequence[Section], *, small: bo
     source = files("sparring").joinpath("templates").joinpath("report.html.j2").read_text(encoding="utf-8")
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(source)
     page = template.render(name=run.resolve().name, parts=parts, summary=summary)
-    draft = run / ".report.html.tmp"
-    draft.write_text(page, encoding="utf-8")
-    return draft.replace(run / "report.html")
+    _files.write(run / "report.html", page)
+    return run / "report.html"
 
 
 def _drawn(picture: Picture, folder: Path, small: bool) -> dict[str, str]:
@@ -112,7 +112,7 @@ def _drawn(picture: Picture, folder: Path, small: bool) -> dict[str, str]:
         content = _png(picture.draw(theme), small)
         images[theme.name] = "data:image/png;base64," + base64.b64encode(content).decode()
         if theme is LIGHT:
-            (folder / f"{picture.file}.png").write_bytes(content)
+            _files.write(folder / f"{picture.file}.png", content)
     return images
 
 
@@ -135,7 +135,10 @@ def as_picture(image: torch.Tensor) -> np.ndarray:
 
 
 def load(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors in a file, none if it is not there."""
-    from safetensors.torch import load_file
+    """The tensors in a file of a run, none if it is not there; RunError if it is damaged."""
+    from safetensors import SafetensorError
 
-    return load_file(path) if path.exists() else {}
+    try:
+        return _files.unpacked(path.read_bytes()) if path.exists() else {}
+    except SafetensorError as error:
+        raise RunError(f"{path} is damaged: {error}") from error

@@ -6,11 +6,16 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from sparring.attacks._objective import Loss, Penalty
 from sparring.attacks._start import Start
 from sparring.attacks.recovery import Method
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    Settings = TypeVar("Settings", bound=DataclassInstance)
 
 Labelling = Literal["fake", "uniform"]
 Network = Literal["continue", "fresh"]
@@ -149,15 +154,8 @@ class RetrainConfig:
 
     @classmethod
     def from_json(cls, settings: Mapping[str, Any]) -> RetrainConfig:
-        """The settings that a run was made with; ValueError if they are those of another version."""
-        names = {field.name for field in fields(cls)}
-        for problem, found in (("lack", names - {*settings}), ("have unknown", {*settings} - names)):
-            if found:
-                raise ValueError(
-                    f"the run's settings {problem} {', '.join(sorted(found))}: it is of another version of Sparring, "
-                    "which alone can go on with it"
-                )
-        return cls(**settings)
+        """The settings that a run was made with; see `from_json`."""
+        return from_json(cls, settings)
 
 
 _CHOICES = {
@@ -180,6 +178,26 @@ _RANGES = {
     "pool_lam": (0.0, math.inf), "weight_decay": (0.0, math.inf),
     "lr": _POSITIVE, "attack_lr": _POSITIVE, "pool_lr": _POSITIVE, "lr_decay": (1e-12, 1.0),
 }  # fmt: skip
+
+
+def from_json(cls: type[Settings], settings: object) -> Settings:
+    """The settings, a dataclass, that a run was made with; fields that it lacks have their defaults.
+
+    So a run of an earlier version goes on where there are new fields. ValueError if there are unknown fields, or a
+    value is of another kind than the field's.
+    """
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"the run's settings are a {type(settings).__name__}: wanted is an object")
+    unknown = sorted({*settings} - {field.name for field in fields(cls)})
+    if unknown:
+        raise ValueError(
+            f"the run's settings have unknown {', '.join(unknown)}: it is of another version of Sparring, which "
+            "alone can go on with it"
+        )
+    try:
+        return cls(**settings)
+    except TypeError as error:
+        raise ValueError(f"the run's settings have a value of the wrong kind: {error}") from error
 
 
 def check_choice(name: str, value: object, accepted: tuple[object, ...]) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sparring._files import layout, safetensors_file, write_whole
+from sparring import _files
+from sparring._loading import layout, safetensors_file
 from sparring.attacks._model import held_still
 from sparring.data import Dataset, Split
 
@@ -135,8 +136,6 @@ class FoolingSet:
         FileExistsError
             If one of the two files is there and `overwrite` is False.
         """
-        from safetensors.torch import save
-
         path = _safetensors(path)
         table = path.with_suffix(".csv")
         for file in (path, table):
@@ -148,12 +147,7 @@ class FoolingSet:
         writer = csv.writer(lines, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(zip(*(column.tolist() for column in values), strict=True))
-        write_whole(table, lines.getvalue().encode())
-        tensors = {
-            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, tensor in self.tensors().items()
-        }
-        write_whole(path, save(tensors, {"format": _FORMAT}))
+        _files.write_all({table: lines.getvalue(), path: _files.packed(self.tensors(), {"format": _FORMAT})})
 
     @classmethod
     def load(cls, path: str | Path) -> FoolingSet:

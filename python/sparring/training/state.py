@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparring.training.building import Learner
 from sparring.training.fooling import FoolingSet
@@ -16,6 +16,10 @@ FORMAT = "sparring retrain 2"
 
 Tensors = dict[str, Tensor]
 Json = dict[str, Any]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint of another version, or of other settings, which cannot be gone on from."""
 
 
 @dataclass
@@ -84,13 +88,9 @@ def pack(state: State) -> tuple[Tensors, Json]:
 def unpack(state: State, tensors: Tensors, json: Json) -> None:
     """Make `state`, whose networks and optimisers are of the right kind, what was packed.
 
-    ValueError if another version packed it.
+    CheckpointError if another version packed it, or it does not fit.
     """
-    if json.get("format") != FORMAT:
-        raise ValueError(
-            f"the checkpoint is of another version of Sparring, which alone can go on with it: its format is "
-            f"{json.get('format', 'an older one')!r}, not {FORMAT!r}"
-        )
+    check_format(json, FORMAT)
     of = prefixed(tensors)
     device = next(state.learner.model.parameters()).device
     unpack_learner(state.learner, "", of, json["learner"])
@@ -107,6 +107,15 @@ def unpack(state: State, tensors: Tensors, json: Json) -> None:
     if "best" in json:
         weights = {name: tensor.to(device) for name, tensor in of["best"].items()}
         state.best = Best(json["best"]["epoch"], json["best"]["h"], weights)
+
+
+def check_format(json: Json, wanted: str) -> None:
+    """CheckpointError if a state is not of this format."""
+    if json.get("format") != wanted:
+        raise CheckpointError(
+            f"the checkpoint is of another version of Sparring, which alone can go on with it: its format is "
+            f"{json.get('format', 'an older one')!r}, not {wanted!r}"
+        )
 
 
 def read_sets(tensors: Tensors, kind: str) -> list[FoolingSet]:
@@ -129,13 +138,21 @@ def pack_learner(learner: Learner, whose: str) -> tuple[Tensors, Json]:
 
 
 def unpack_learner(learner: Learner, whose: str, of: dict[str, Tensors], json: Json) -> None:
-    learner.model.load_state_dict(of.get(f"{whose}model", {}))
+    load_model(learner.model, of.get(f"{whose}model", {}))
     values: dict[int, Json] = {}
     for name, value in {**of.get(f"{whose}optimizer", {}), **json["scalars"]}.items():
         index, key = name.split("/", 1)
         values.setdefault(int(index), {})[key] = value
     learner.optimizer.load_state_dict({"state": values, "param_groups": json["param_groups"]})
     learner.epoch = json["epoch"]
+
+
+def load_model(model: nn.Module, saved: Tensors) -> None:
+    """Give a model its saved state; CheckpointError if it is of another one."""
+    try:
+        model.load_state_dict(saved)
+    except RuntimeError as error:
+        raise CheckpointError(f"the checkpoint is not of this network: {' '.join(str(error).split())}") from error
 
 
 def prefixed(tensors: Tensors) -> dict[str, Tensors]:

@@ -15,5 +15,5 @@ def story(run: Run) -> tuple[Summary, list[Section]]:
     if checkpoint is None:
         raise RunError(f"{run.path} has no checkpoint yet: there is nothing to report")
     tensors, state = checkpoint
-    found = Story(run.config, state["numbers"], tensors)
+    found = Story(run.config, state["numbers"], tensors, state.get("left_out", {}))
     return found.summary(), found.sections()

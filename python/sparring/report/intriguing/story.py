@@ -31,8 +31,14 @@ CAVEAT = (
 class Story:
     """What the numbers and images of a run have to say; parts whose stage is still to come are left out."""
 
-    def __init__(self, config: dict[str, Any], numbers: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        self.config, self.numbers, self.tensors = config, numbers, tensors
+    def __init__(
+        self,
+        config: dict[str, Any],
+        numbers: dict[str, Any],
+        tensors: Mapping[str, Tensor],
+        left_out: Mapping[str, str] | None = None,
+    ) -> None:
+        self.config, self.numbers, self.tensors, self.left_out = config, numbers, tensors, left_out or {}
 
     # -- the top of the page
 
@@ -58,6 +64,7 @@ class Story:
             tiles=self._tiles(),
             command=self.config.get("command", "sparring intriguing"),
             tables=[self._settings()],
+            warnings=[f"Left out, as it cannot be computed: {name}: {why}." for name, why in self.left_out.items()],
         )
 
     def _tiles(self) -> list[Tile]:
@@ -251,10 +258,10 @@ class Story:
         text = (
             "One radial basis function for each class against softmax regression, under the fast gradient sign method "
             f"(FGS) with eps {paper.FGS_EPS}. Confidence is the largest probability of a class; those of the functions "
-            f"need not sum to 1. The functions err on {percent(own['error'])} of the images and are on average sure of "
-            f"{percent(own['confidence_wrong'])} of what they say there; softmax regression errs on "
-            f"{percent(other['error'])}, sure of {percent(other['confidence_wrong'])}. As in the paper, pixels may "
-            "leave [0, 1]; last, with those clipped that do, which leaves the background no way but up."
+            f"need not sum to 1. The functions err on {percent(own['error'])} of the images"
+            f"{_sure(own, ' and are on average sure of {} of what they say there')}; softmax regression errs on "
+            f"{percent(other['error'])}{_sure(other, ', sure of {}')}. As in the paper, pixels may leave [0, 1]; last, "
+            "with those clipped that do, which leaves the background no way but up."
         )
         head = [
             "network", "error", "confidence", f"error under FGS {paper.FGS_EPS}", "confidence in mistakes",
@@ -301,3 +308,9 @@ class Story:
             pictures: list[np.ndarray | None] = [*map(as_picture, images), as_picture(optimised)]
             rows.append((str(i + 1), pictures, [False] * len(images) + [True], ""))
         return figures.image_grid(theme, rows, [])
+
+
+def _sure(found: Mapping[str, float], words: str) -> str:
+    """The words with the confidence in what is wrong; nothing where nothing is."""
+    sure = percent(found["confidence_wrong"])
+    return words.format(sure) if sure else ""

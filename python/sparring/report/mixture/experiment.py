@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -19,9 +20,10 @@ class Experiment:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.config = run.config
-        self.settings: dict[str, Any] = run.config["fit"]
-        self.fit = FitConfig.from_json(self.settings)
+        usual = {"combine": "probs", "pretrain_epochs": 0, "pretrained": None}
+        self.config = {"device": "", "threads": "", **run.config, "mixture": usual | run.config["mixture"]}
+        self.fit = FitConfig.from_json(run.config["fit"])
+        self.settings: dict[str, Any] = asdict(self.fit)
         self.members: int = run.config["mixture"]["members"]
         self.epochs: list[Record] = [record for record in run.records() if record["kind"] in ("start", "epoch")]
         found = run.checkpoint()

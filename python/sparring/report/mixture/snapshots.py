@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparring import attacks
+from sparring import _files, attacks
 from sparring.data import Dataset
 from sparring.ensembles import StackedEnsemble
 from sparring.runs import Record, Run
@@ -19,7 +19,7 @@ from sparring.training.evaluate import BATCH
 from sparring.training.fit import members_loss, mixture_loss
 from sparring.training.fit.measure import attacked_sample, unmasked
 from sparring.training.loop import Checkpoint
-from sparring.training.state import prefixed
+from sparring.training.state import load_model, prefixed
 from sparring.training.streams import stream
 
 Tensors = dict[str, Tensor]
@@ -38,32 +38,33 @@ class Keeper:
     def __init__(self, run: Run, mixture: StackedEnsemble, test: Dataset, config: FitConfig) -> None:
         self.run, self.mixture, self.config = run, mixture, config
         self.sample = attacked_sample(test, config)[:ANSWERED]
+        self._before: tuple[int, Tensors] | None = None
 
     def log(self, record: Record) -> None:
         """Append a record and draw the mixture as it is."""
+        if self._before is not None:
+            self._draw(*self._before)
+            self._before = None
         self.run.log(record)
-        self._draw(record["epoch"])
+        self._draw(record["epoch"], snapshot(self.mixture, self.sample, self.config))
 
     def save(self, tensors: Tensors, state: dict[str, Any]) -> None:
         """Write a checkpoint."""
         self.run.save(tensors, state)
 
     def restore(self) -> Checkpoint | None:
-        """Go back to the last checkpoint, if there is one, and draw again what was drawn last."""
+        """Go back to the last checkpoint, if there is one; what was drawn there is drawn again before more is."""
         found = self.run.restore()
         if found is not None:
-            self.mixture.load_state_dict(prefixed(found.tensors)["model"])
-            self._draw(found.history[-1]["epoch"])
+            load_model(self.mixture, prefixed(found.tensors)["model"])
+            drawn = snapshot(self.mixture, self.sample, self.config)
+            # copies: some are parts of the mixture, which goes on
+            self._before = found.history[-1]["epoch"], {name: tensor.clone() for name, tensor in drawn.items()}
         return found
 
-    def _draw(self, epoch: int) -> None:
-        from safetensors.torch import save_file
-
-        tensors = snapshot(self.mixture, self.sample, self.config)
+    def _draw(self, epoch: int, tensors: Tensors) -> None:
         for name in ["first"] * (epoch == 0) + ["last"]:
-            draft = self.run.path / f".{name}.part"
-            save_file({key: tensor.cpu().contiguous().clone() for key, tensor in tensors.items()}, draft)
-            draft.replace(self.run.path / f"{name}.safetensors")
+            _files.write(self.run.path / f"{name}.safetensors", _files.packed(tensors))
         shown = (tensors["images/real"], tensors["images/attacked"])
         sheet = torch.cat([torch.cat([*images.cpu()], 2) for images in shown], 1)
         histograms = {name: values for name, values in tensors.items() if name.startswith(("parameter/", "gradient/"))}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from sparring import _files
 from sparring._text import plural
 from sparring.data import Dataset
 from sparring.figures import Series
@@ -34,12 +35,16 @@ class Stage:
 
 
 def keep_reference(run: Run, real: Dataset) -> None:
-    """Store in the run what its report shows of the real images: one of each class, and how sparse they are."""
-    from safetensors.torch import save_file
+    """Store in the run what its report shows of the real images: one of each class, and how sparse they are.
 
+    Nothing is done if the run has it already.
+    """
+    path = run.path / "real.safetensors"
+    if path.exists():
+        return
     first = torch.stack([(real.labels == c).nonzero()[0, 0] for c in range(real.classes)])
     sparsity = (real.images > 0).flatten(1).sum(1)
-    save_file({"images": real.images[first].cpu(), "sparsity": sparsity.cpu()}, run.path / "real.safetensors")
+    _files.write(path, _files.packed({"images": real.images[first], "sparsity": sparsity}))
 
 
 class Experiment:
@@ -48,7 +53,7 @@ class Experiment:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.config = run.config
-        self.settings: dict[str, Any] = run.config["retrain"]
+        self.settings: dict[str, Any] = asdict(RetrainConfig.from_json(run.config["retrain"]))
         self.records = run.records()
         self.epochs = [record for record in self.records if record["kind"] == "epoch"]
         self.attacks = [record for record in self.records if record["kind"] == "attack"]

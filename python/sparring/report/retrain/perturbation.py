@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from sparring import figures
+from sparring import _files, figures
 from sparring._text import number, percent
 from sparring.figures import Theme
 from sparring.report.page import Picture, Section, Table, as_picture, load
@@ -40,8 +40,6 @@ def keep_perturbation(run: Run, model: nn.Module, test: Dataset, made: FoolingSe
 
     Nothing is done if the run has it already, or if there is no image.
     """
-    from safetensors.torch import save_file
-
     from sparring.analysis import perturb
 
     path = run.path / FILE
@@ -58,9 +56,7 @@ def keep_perturbation(run: Run, model: nn.Module, test: Dataset, made: FoolingSe
         "shown/attack": found.attack_class[shown], "shown/alpha": found.alpha[shown],
         "shown/q": q, "shown/r": r, "shown/p": p,
     }  # fmt: skip
-    draft = path.with_suffix(".tmp")
-    save_file({name: tensor.contiguous().clone().cpu() for name, tensor in kept.items()}, draft)
-    draft.replace(path)
+    _files.write(path, _files.packed(kept))
 
 
 def section(found: Experiment) -> Section:

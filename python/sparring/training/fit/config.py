@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from sparring.training.config import check_choice, check_count, check_range
+from sparring.training.config import check_choice, check_count, check_range, from_json
 
 Attack = Literal["none", "fgsm", "fgm", "pgd", "apgd", "slide"]
 Updates = Literal["joint", "independent"]
@@ -104,11 +104,5 @@ class FitConfig:
 
     @classmethod
     def from_json(cls, settings: Mapping[str, Any]) -> FitConfig:
-        """The settings that a run was made with; ValueError if they are those of another version."""
-        names = {field.name for field in fields(cls)}
-        if names != {*settings}:
-            raise ValueError(
-                f"the run's settings are of another version of Sparring, which alone can go on with it: they differ in "
-                f"{', '.join(sorted(names ^ {*settings}))}"
-            )
-        return cls(**settings)
+        """The settings that a run was made with; see `sparring.training.config.from_json`."""
+        return from_json(cls, settings)

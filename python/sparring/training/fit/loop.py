@@ -25,7 +25,7 @@ from sparring.training.fit.measure import epoch_metrics, unmasked
 from sparring.training.fit.parallel import MemberParallel, from_first, part_of, sum_gradients, world
 from sparring.training.fit.regularizers import Regularizer, Resumable, regularizer_of
 from sparring.training.loop import Journal, Record
-from sparring.training.state import Json, Tensors, pack_learner, prefixed, unpack_learner
+from sparring.training.state import Json, Tensors, check_format, pack_learner, prefixed, unpack_learner
 from sparring.training.streams import global_stream, stream
 
 FORMAT = "sparring fit 1"
@@ -382,8 +382,7 @@ def _pack(state: _State) -> tuple[Tensors, Json]:
 
 
 def _unpack(state: _State, tensors: Tensors, json: Json) -> None:
-    if json.get("format") != FORMAT:
-        raise ValueError(f"the checkpoint's format is {json.get('format')!r}, not {FORMAT!r}: it is of another version")
+    check_format(json, FORMAT)
     of = prefixed(tensors)
     unpack_learner(state.learner, "", of, json["learner"])
     state.stopped = json["stopped"]
