@@ -156,7 +156,7 @@ class Best:
         self.delta[at], self.loss[at] = delta[better], loss[better]
         self.steps[rows[new]] = step
         self.fooled[at] = query.fooled[better]
-        self.bad_grad[rows] |= query.bad_grad
+        self.bad_grad[rows] |= query.bad_grad & ~fooled
 
 
 Begin = Callable[[Ball, Tensor, int, "Moves | None"], Moves]
@@ -247,7 +247,9 @@ def _run(
     for scale, steps in stages[:-1]:
         moves = begin(problem.ball.scaled(scale), start, steps, moves)
         for _ in range(steps):
-            moves.step(problem.query(moves.delta))
+            query = problem.query(moves.delta)
+            best.bad_grad[at] |= query.bad_grad & ~best.fooled[at]
+            moves.step(query)
         before += steps
     moves = begin(problem.ball, start, stages[-1].steps, moves)
     for step in range(stages[-1].steps + 1):
