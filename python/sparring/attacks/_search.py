@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sparring import losses
 from sparring.attacks._model import held_still, home_of, preprocessed
-from sparring.attacks._norms import BALLS, Ball, Bounds, Norm, norm_name
+from sparring.attacks._norms import BALLS, Ball, Bounds, Norm, norm_name, slack
 from sparring.attacks._result import AttackResult, GradientMaskingWarning
 from sparring.attacks._seeds import example_seeds
 from sparring.gradients import InputGrad, Lowered, lower
@@ -347,7 +347,7 @@ def _examples(
     low, high = bounds_of(options.bounds)
     if inputs.numel():
         least, most = (float(end) for end in inputs.detach().aminmax())
-        if not (least >= low - 1e-6 and most <= high + 1e-6):  # NaN is outside too
+        if not (least >= low - slack((low, high)) and most <= high + slack((low, high))):  # NaN is outside too
             raise ValueError(
                 f"inputs range over [{least:.7g}, {most:.7g}], outside bounds {options.bounds}; scale them, or pass "
                 "their bounds. A model that wants normalised inputs takes preprocessing={'mean': ..., 'std': ...}"
@@ -395,7 +395,8 @@ def _classes(classes: Any, name: str, inputs: Tensor) -> Tensor:
         raise ValueError(f"{name} are on device '{classes.device}', but inputs on '{inputs.device}'; nothing is moved")
     if len(classes) and int(classes.min()) < 0:
         raise ValueError(f"{name} must not be negative; got {int(classes.min())}")
-    return classes.to(torch.int64, copy=True)
+    copied: Tensor = classes.to(torch.int64, copy=True)
+    return copied
 
 
 def answered(model: Lowered | nn.Module, points: Tensor) -> Tensor:

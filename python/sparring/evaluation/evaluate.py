@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sparring import losses
 from sparring._progress import Progress
 from sparring.attacks._model import held_still, preprocessed
-from sparring.attacks._norms import Norm
+from sparring.attacks._norms import Norm, slack
 from sparring.attacks._result import GradientMaskingWarning
 from sparring.attacks._search import answered
 from sparring.evaluation.masking import evidence
@@ -25,7 +25,6 @@ from sparring.gradients import Lowered, lower
 from sparring.training.streams import stream
 
 NORMS = {"Linf": math.inf, "L2": 2.0, "L1": 1.0}
-OUTSIDE = 1e-6  # how far outside the bounds a point may be
 
 
 def evaluate(
@@ -57,8 +56,8 @@ def evaluate(
         Maps (B, ...) to logits (B, K), or what :func:`sparring.lower` made of it. In eval mode meanwhile, and left
         exactly as it was.
     x
-        (N, ...), float32 or float64, in `bounds` (1e-6 outside is tolerated, and brought inside), on the model's
-        device.
+        (N, ...), float32 or float64, in `bounds` (a millionth of the larger one outside is tolerated, and brought
+        inside), on the model's device.
     y
         (N,), the true classes.
     attacks
@@ -108,7 +107,7 @@ def evaluate(
     module = model.model if isinstance(model, Lowered) else model
     if not isinstance(module, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, or what was lowered from one, not {type(module).__name__}")
-    _check(x, y, bounds, batch_size)
+    _check(x, y, bounds, batch_size, tolerance, keep)
     x, y = x.detach().clamp(*bounds), y.long()  # attacks would start in the bounds too
     judge = preprocessed(module, preprocessing, x)
     with held_still(judge):
@@ -213,7 +212,7 @@ class _Trial:
             steps=None if self.steps is None else self.steps.cpu(),
             bad_grad=None if self.bad_grad is None else self.bad_grad.cpu(), seconds=self.seconds,
             examples=Examples(index.cpu(), images.cpu(), predictions.cpu()),
-            error=None if self.failure is None else _in_a_line(self.failure), digits=self.plan.digits,
+            error=None if self.failure is None else _in_a_line(self.failure), shown=self.plan.shown,
         )  # fmt: skip
 
     def _call(self, x: Tensor, y: Tensor, arguments: dict[str, Any]) -> Any:
@@ -239,8 +238,8 @@ class _Trial:
         for norm, order in NORMS.items():
             self.distances[norm][rows] = torch.linalg.vector_norm(moved, order, dim=1)
         eps, distance = self.eps[rows], self.distances[self.plan.norm][rows]
-        low, high = self.bounds
-        inside = ((adv >= low - OUTSIDE) & (adv <= high + OUTSIDE)).flatten(1).all(1)  # NaN is outside
+        low, high, beyond = *self.bounds, slack(self.bounds)
+        inside = ((adv >= low - beyond) & (adv <= high + beyond)).flatten(1).all(1)  # NaN is outside
         feasible = inside & (distance <= eps * (1 + self.tolerance))
         self.overrun = max(self.overrun, float((distance - eps).nan_to_num(0.0).max()))
         prediction = _logits(self.judge, adv).argmax(1)
@@ -286,7 +285,9 @@ def _in_a_line(error: Exception) -> str:
     return text.splitlines()[0]
 
 
-def _check(x: Tensor, y: Tensor, bounds: tuple[float, float], batch_size: int) -> None:
+def _check(
+    x: Tensor, y: Tensor, bounds: tuple[float, float], batch_size: int, tolerance: float, keep: int
+) -> None:  # fmt: skip
     if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64) or x.dim() < 2:
         got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"x must be a float32 or float64 tensor (N, ...), not {got}")
@@ -303,10 +304,13 @@ def _check(x: Tensor, y: Tensor, bounds: tuple[float, float], batch_size: int) -
     if not low < high:
         raise ValueError(f"bounds must be (lo, hi) with lo < hi; got {bounds}")
     least, most = (float(end) for end in x.aminmax())
-    if not (least >= low - OUTSIDE and most <= high + OUTSIDE):
+    if not (least >= low - slack(bounds) and most <= high + slack(bounds)):
         raise ValueError(
             f"x ranges over [{least:.7g}, {most:.7g}], outside bounds {bounds}; scale it, or pass the bounds it has. "
             "A model that wants normalised inputs takes preprocessing={'mean': ..., 'std': ...}"
         )
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size must be an integer of at least 1; got {batch_size!r}")
+    for name, value, least_ in (("batch_size", batch_size, 1), ("keep", keep, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least_:
+            raise ValueError(f"{name} must be an integer of at least {least_}; got {value!r}")
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
+        raise ValueError(f"tolerance must be at least 0 and finite, a share of eps; got {tolerance!r}")
