@@ -1,11 +1,11 @@
-"""Shared set-up: helper modules importable, one Hypothesis profile, tests only where what they need is at hand."""
+"""Shared set-up: helper modules importable, one Hypothesis profile, tests skipped where what they need is missing."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `import simt` and others
-from browser import CHROMIUM
+from prerequisites import SHARED, counted, missing, skip_without
 from sparring import data, networks
 
 # Compiled code is quick but its first call may build something: no deadline. Derandomised: a failure repeats.
@@ -26,10 +26,6 @@ settings.register_profile(
 )
 settings.register_profile("brief", settings.get_profile("sparring"), max_examples=10)  # for slow builds, e.g. sanitized
 settings.load_profile("sparring")
-
-
-# Reference networks and data sets that are too large to commit, beside the checkout or where SPARRING_SHARED says.
-SHARED = Path(os.environ.get("SPARRING_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -41,17 +37,15 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"SPARRING_SHARED: {SHARED} is not a folder")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect, rather than skip, the tests whose mark names what is not here: a device, a browser, a folder."""
-    at_hand = {
-        "browser": CHROMIUM is not None,
-        "cuda": torch.cuda.is_available(),
-        "shared": (SHARED / "models").is_dir(),
-    }
-    absent = [item for item in items if any(item.get_closest_marker(name) for name, is_ in at_hand.items() if not is_)]
-    if absent:
-        items[:] = [item for item in items if item not in absent]
-        config.hook.pytest_deselected(items=absent)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    skip_without(items, missing())
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: Any) -> Iterator[None]:
+    yield  # last, below pytest's own summary
+    if line := counted(terminalreporter.stats.get("skipped", [])):
+        terminalreporter.line(line)
 
 
 @pytest.fixture(

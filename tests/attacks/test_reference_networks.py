@@ -41,19 +41,23 @@ def robust(result: Any) -> float:
 def test_fgsm_leaves_what_it_should(shared: Path, images: data.Dataset, name: str) -> None:
     """The published figures with torch's cross-entropy; with ours, what float64 gives, which is less.
 
-    torch's gradient in float32, ``p - 1`` at the label, is rounded to zero where the model is certain.
+    torch's gradient in float32, ``p - 1`` at the label, loses its digits where the model is certain. Which signs that
+    turns depends on how a processor rounds (for lenet5 at .2, .149 are left on one and .146 on another, by autograd
+    alone as well): the figure lies between the published one and that of float64, where nothing is lost.
     """
     model, x, y = network(shared, name), images.images[:1000], images.labels[:1000]
-    for eps, published in FGSM[name].items():
-        found = attacks.fgsm(model, x, y, eps=eps, loss=partial(F.cross_entropy, reduction="none"), return_result=True)
-        assert robust(found) == pytest.approx(published, abs=0.002)
-    left = {eps: robust(attacks.fgsm(model, x, y, eps=eps, return_result=True)) for eps in FGSM[name]}
+    cross_entropy = partial(F.cross_entropy, reduction="none")
+    left = {
+        loss: {eps: robust(attacks.fgsm(model, x, y, eps=eps, loss=loss, return_result=True)) for eps in FGSM[name]}
+        for loss in (cross_entropy, "ce")
+    }
     model, x = model.double(), x.double().requires_grad_()
     (grad,) = torch.autograd.grad(F.cross_entropy(model(x), y, reduction="sum"), x)
     for eps, published in FGSM[name].items():
         exact = (model((x + eps * grad.sign()).clamp(0, 1)).argmax(1) == y).double().mean().item()
-        assert left[eps] == pytest.approx(exact, abs=0.001)
-        assert left[eps] <= published
+        assert exact <= published
+        assert left["ce"][eps] == pytest.approx(exact, abs=0.001)
+        assert exact - 0.001 <= left[cross_entropy][eps] <= published + 0.002
 
 
 @pytest.mark.parametrize(("name", "eps", "seeds"), [("mlp", 5, 3), ("mlp", 10, 3), ("lenet5", 10, 1)])

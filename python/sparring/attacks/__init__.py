@@ -8,7 +8,8 @@ model
     An `nn.Module` from inputs (B, ...) to logits (B, K), or what `sparring.lower` made of one. It is in eval mode
     meanwhile, and left exactly as it was, `param.grad` and BatchNorm's statistics included.
 inputs, labels
-    float32 or float64 (B, ...) in the bounds (1e-6 outside is tolerated), and integer (B,), on the model's device.
+    float32 or float64 (B, ...) in the bounds (a millionth of the larger one outside is tolerated), and integer (B,), on
+    the model's device.
 eps
     Radius of the ball, in the units of the inputs: a number or one per example (B,).
 norm

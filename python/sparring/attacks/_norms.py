@@ -203,6 +203,11 @@ def norm_name(norm: Norm) -> str:
     return names[key]
 
 
+def slack(bounds: Bounds) -> float:
+    """How far outside the bounds inputs may be, for the rounding of what made them: a millionth of the larger end."""
+    return 1e-6 * max(map(abs, bounds))
+
+
 def _inside(bounds: Bounds, dtype: torch.dtype) -> Bounds:
     """The ends as the nearest numbers of `dtype` that are in the bounds."""
     low, high = bounds

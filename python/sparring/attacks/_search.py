@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sparring import losses
 from sparring.attacks._model import held_still, preprocessed
-from sparring.attacks._norms import BALLS, Ball, Bounds, Norm, norm_name
+from sparring.attacks._norms import BALLS, Ball, Bounds, Norm, norm_name, slack
 from sparring.attacks._result import AttackResult, GradientMaskingWarning
 from sparring.attacks._seeds import example_seeds
 from sparring.gradients import InputGrad, Lowered, lower
@@ -157,7 +157,7 @@ class Best:
         self.delta[at], self.loss[at] = delta[better], loss[better]
         self.steps[rows[new]] = step
         self.fooled[at] = query.fooled[better]
-        self.bad_grad[rows] |= query.bad_grad
+        self.bad_grad[rows] |= query.bad_grad & ~fooled
 
 
 Begin = Callable[[Ball, Tensor, int, "Moves | None"], Moves]
@@ -248,7 +248,9 @@ def _run(
     for scale, steps in stages[:-1]:
         moves = begin(problem.ball.scaled(scale), start, steps, moves)
         for _ in range(steps):
-            moves.step(problem.query(moves.delta))
+            query = problem.query(moves.delta)
+            best.bad_grad[at] |= query.bad_grad & ~best.fooled[at]
+            moves.step(query)
         before += steps
     moves = begin(problem.ball, start, stages[-1].steps, moves)
     for step in range(stages[-1].steps + 1):
@@ -359,7 +361,7 @@ def _examples(
     low, high = bounds_of(options.bounds)
     if inputs.numel():
         least, most = (float(end) for end in inputs.detach().aminmax())
-        if not (least >= low - 1e-6 and most <= high + 1e-6):  # NaN is outside too
+        if not (least >= low - slack((low, high)) and most <= high + slack((low, high))):  # NaN is outside too
             raise ValueError(
                 f"inputs range over [{least:.7g}, {most:.7g}], outside bounds {options.bounds}; scale them, or pass "
                 "their bounds. A model that wants normalised inputs takes preprocessing={'mean': ..., 'std': ...}"

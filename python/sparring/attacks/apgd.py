@@ -38,7 +38,7 @@ class Auto(Moves):
 class Momentum(Auto):
     """APGD in Linf and L2: halves the step and goes back to the best point where the loss stopped rising.
 
-    At each of its checkpoints that is so if the loss rose in fewer than `rho` of the steps since the last one, or if
+    At each of its checkpoints that is so if the loss rose in no more than `rho` of the steps since the last one, or if
     there neither the step nor the best loss had changed.
     """
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sparring import losses
 from sparring._progress import Progress
 from sparring.attacks._model import held_still, keep_still, preprocessed
-from sparring.attacks._norms import Norm
+from sparring.attacks._norms import Norm, slack
 from sparring.attacks._result import GradientMaskingWarning
 from sparring.attacks._search import answered, bounds_of
 from sparring.evaluation.masking import evidence
@@ -26,7 +26,6 @@ from sparring.gradients.home import explained, home_of
 from sparring.training.streams import stream
 
 NORMS = {"Linf": math.inf, "L2": 2.0, "L1": 1.0}
-OUTSIDE = 1e-6  # how far outside the bounds a point may be
 
 
 def evaluate(
@@ -58,8 +57,8 @@ def evaluate(
         Maps (B, ...) to logits (B, K), or what :func:`sparring.lower` made of it. In eval mode meanwhile, and left
         exactly as it was.
     x
-        (N, ...), float32 or float64, in `bounds` (1e-6 outside is tolerated, and brought inside), on the model's
-        device.
+        (N, ...), float32 or float64, in `bounds` (a millionth of the larger one outside is tolerated, and brought
+        inside), on the model's device.
     y
         (N,), the true classes.
     attacks
@@ -220,7 +219,7 @@ class _Trial:
             steps=None if self.steps is None else self.steps.cpu(),
             bad_grad=None if self.bad_grad is None else self.bad_grad.cpu(), seconds=self.seconds,
             examples=Examples(index.cpu(), images.cpu(), predictions.cpu()),
-            error=None if self.failure is None else _in_a_line(self.failure), digits=self.plan.digits,
+            error=None if self.failure is None else _in_a_line(self.failure), shown=self.plan.shown,
         )  # fmt: skip
 
     def _call(self, x: Tensor, y: Tensor, arguments: dict[str, Any]) -> Any:
@@ -246,8 +245,8 @@ class _Trial:
         for norm, order in NORMS.items():
             self.distances[norm][rows] = torch.linalg.vector_norm(moved, order, dim=1)
         eps, distance = self.eps[rows], self.distances[self.plan.norm][rows]
-        low, high = self.bounds
-        inside = ((adv >= low - OUTSIDE) & (adv <= high + OUTSIDE)).flatten(1).all(1)  # NaN is outside
+        low, high, beyond = *self.bounds, slack(self.bounds)
+        inside = ((adv >= low - beyond) & (adv <= high + beyond)).flatten(1).all(1)  # NaN is outside
         feasible = inside & (distance <= eps * (1 + self.tolerance))
         self.overrun = max(self.overrun, float((distance - eps).nan_to_num(0.0).max()))
         prediction = _logits(self.judge, adv).argmax(1)
@@ -313,15 +312,13 @@ def _check(
         raise ValueError(f"y holds the class {int(y.min())}; classes are counted from 0")
     low, high = bounds_of(bounds)
     least, most = (float(end) for end in x.aminmax())
-    if not (least >= low - OUTSIDE and most <= high + OUTSIDE):
+    if not (least >= low - slack(bounds) and most <= high + slack(bounds)):
         raise ValueError(
             f"x ranges over [{least:.7g}, {most:.7g}], outside bounds {bounds}; scale it, or pass the bounds it has. "
             "A model that wants normalised inputs takes preprocessing={'mean': ..., 'std': ...}"
         )
-    for name, value in (("seed", seed), ("keep", keep)):
-        if type(value) is not int or value < 0:
-            raise ValueError(f"{name} must be an integer of at least 0; got {value!r}")
-    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 <= tolerance < math.inf:
-        raise ValueError(f"tolerance must be at least 0 and finite; got {tolerance!r}")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size must be an integer of at least 1; got {batch_size!r}")
+    for name, value, least_ in (("batch_size", batch_size, 1), ("keep", keep, 0), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least_:
+            raise ValueError(f"{name} must be an integer of at least {least_}; got {value!r}")
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
+        raise ValueError(f"tolerance must be at least 0 and finite, a share of eps; got {tolerance!r}")

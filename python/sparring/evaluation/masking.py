@@ -58,7 +58,7 @@ def _weaker_than_simple(rows: Sequence[AttackRow]) -> Iterator[str]:
     """Random noise as strong as an attack along gradients, or one step stronger than many."""
     for simple in rows:
         for strong in rows:
-            if simple.threat != strong.threat or strong.kind not in ("one-step", "iterative"):
+            if simple.key != strong.key or strong.kind not in ("one-step", "iterative"):
                 continue
             by_simple, by_strong = _on_same(simple, strong)
             some = by_simple > 0.01 * len(simple.robust)

@@ -65,7 +65,7 @@ class Plan:
     eps: Eps
     options: Mapping[str, Any]
     accepts: frozenset[str]
-    digits: int = 4  # of eps where it is shown, so that no two threat models look alike
+    shown: str = ""  # eps in words, told apart from those of other threat models; empty: `eps_name`
 
     @property
     def key(self) -> Key:
@@ -75,7 +75,7 @@ class Plan:
     @property
     def threat(self) -> str:
         """The threat model in words."""
-        return threat_name(self.norm, self.eps, self.digits)
+        return threat_name(self.norm, self.eps, self.shown)
 
     def arguments(self, rows: Tensor, count: int, context: Mapping[str, Any]) -> dict[str, Any]:
         """The keyword arguments for the examples `rows` of `count`: settings of one entry an example are cut to them.
@@ -138,9 +138,9 @@ def threat_key(norm: str, eps: Eps) -> Key:
     return norm, tuple(eps.double().tolist()) if isinstance(eps, Tensor) and eps.dim() else float(eps)
 
 
-def threat_name(norm: str, eps: Eps, digits: int = 4) -> str:
+def threat_name(norm: str, eps: Eps, shown: str = "") -> str:
     """Such as "Linf, eps 0.3"; where every example has an eps of its own, "Linf, eps 0.1-0.3"."""
-    return f"{norm}, eps {eps_name(eps, digits)}"
+    return f"{norm}, eps {shown or eps_name(eps)}"
 
 
 def eps_name(eps: Eps, digits: int = 4) -> str:
@@ -152,12 +152,19 @@ def eps_name(eps: Eps, digits: int = 4) -> str:
 
 
 def _told_apart(plans: list[Plan]) -> list[Plan]:
-    """With as many digits of eps as it takes to tell the threat models apart."""
+    """With as many digits of eps as it takes to tell the threat models apart; where none do, they are numbered."""
     threats = {plan.key: plan for plan in plans}
-    for digits in range(4, 18):
-        if len({threat_name(plan.norm, plan.eps, digits) for plan in threats.values()}) == len(threats):
-            break
-    return [replace(plan, digits=digits) for plan in plans]
+
+    def shown(digits: int) -> list[tuple[str, str]]:
+        return [(plan.norm, eps_name(plan.eps, digits)) for plan in threats.values()]
+
+    digits = max(range(4, 18), key=lambda digits: (len({*shown(digits)}), -digits))
+    seen: dict[tuple[str, str], int] = {}
+    names: dict[Key, str] = {}
+    for key, name in zip(threats, shown(digits), strict=True):
+        seen[name] = seen.get(name, 0) + 1
+        names[key] = name[1] if seen[name] == 1 else f"{name[1]} ({seen[name]})"
+    return [replace(plan, shown=names[plan.key]) for plan in plans]
 
 
 def _for_few_classes(name: str, outputs: int) -> Entry:

@@ -59,8 +59,8 @@ class AttackRow:
         Adversarial examples, as many as were asked for.
     error
         Why the attack could not run, or not on all examples; None where it did. What it fooled before counts.
-    digits
-        Of eps, where it is shown.
+    shown
+        eps in words, told apart from those of the other threat models; empty: four digits of it.
     """
 
     name: str
@@ -79,7 +79,7 @@ class AttackRow:
     seconds: float
     examples: Examples
     error: str | None = None
-    digits: int = 4
+    shown: str = ""
 
     @property
     def key(self) -> Key:
@@ -89,7 +89,7 @@ class AttackRow:
     @property
     def threat(self) -> str:
         """Norm and eps, such as "Linf, eps 0.3"."""
-        return threat_name(self.norm, self.eps, self.digits)
+        return threat_name(self.norm, self.eps, self.shown)
 
     @property
     def accuracy(self) -> float:
@@ -115,12 +115,12 @@ class WorstCase:
     eps: Eps
     attacks: int
     robust: Tensor
-    digits: int = 4
+    shown: str = ""
 
     @property
     def threat(self) -> str:
         """Norm and eps, such as "Linf, eps 0.3"."""
-        return threat_name(self.norm, self.eps, self.digits)
+        return threat_name(self.norm, self.eps, self.shown)
 
     @property
     def accuracy(self) -> float:
@@ -178,7 +178,7 @@ class Evaluation:
         """One for each threat model under which an attack ran, in the order in which they first came up."""
         found: dict[Key, WorstCase] = {}
         for row in self.rows:
-            old = found.get(row.key, WorstCase(row.norm, row.eps, 0, self.correct, row.digits))
+            old = found.get(row.key, WorstCase(row.norm, row.eps, 0, self.correct, row.shown))
             ran = old.attacks + (row.error is None)
             found[row.key] = replace(old, attacks=ran, robust=old.robust & ~row.fooled)
         return [case for case in found.values() if case.attacks]
@@ -209,11 +209,11 @@ class Evaluation:
             name = row.name + (f" ({int(row.infeasible.sum())} infeasible)" if bool(row.infeasible.any()) else "")
             left = percent(row.accuracy) if row.error is None else "could not run"
             lines.append([
-                name, row.norm, eps_name(row.eps, row.digits), left, number(row.distance()[1]),
+                name, row.norm, row.shown or eps_name(row.eps), left, number(row.distance()[1]),
                 number(row.mean_steps), f"{row.seconds:.1f}",
             ])  # fmt: skip
         for case in self.worst_cases:
-            eps = eps_name(case.eps, case.digits)
+            eps = case.shown or eps_name(case.eps)
             lines.append(["worst case", case.norm, eps, percent(case.accuracy), "", "", ""])
         return head, lines
 
