@@ -91,6 +91,12 @@ def test_the_rounding_of_a_gram_matrix_in_either_direction(monkeypatch: pytest.M
         assert found.lower <= 5 <= found.upper
 
 
+def test_the_lower_end_allows_for_its_own_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=FLOAT)
+    monkeypatch.setattr(rounding, "gamma", lambda n: 1e-3 if n == 4 else 1e-16 * n)  # sums of two, and two more
+    assert spectral_norm(weight).lower <= 5 - 0.9 * 5e-3
+
+
 def test_what_is_unknown_of_a_matrix_counts() -> None:
     """Of a convolution's matrix the entries are sums."""
     weight = torch.eye(3, dtype=FLOAT)
@@ -131,7 +137,7 @@ def test_the_subtraction_on_the_diagonal_and_the_gram_matrix_count(monkeypatch: 
     product = torch.eye(2, dtype=FLOAT)
     assert gram.proven_upper(product.clone(), 1.0, 1e-3, 1e-6) >= 1 + 1e-6 + 1e-3
     monkeypatch.setattr(rounding, "UNIT", 1e-4)
-    assert gram.proven_upper(product.clone(), 1.0, 0.0, 1e-6) >= 1 + 1e-6 + 2e-4
+    assert gram.proven_upper(product.clone(), 1.0, 0.0, 1e-6) >= (1 + 1e-6 + 2e-4) * (1 + 3.99e-4)
     monkeypatch.setattr(cholesky, "dense_error", lambda matrix: 1e-2)
     assert gram.proven_upper(product.clone(), 1.0, 0.0, 1e-6) >= 1 + 1e-2
 
@@ -265,6 +271,18 @@ def test_chains_without_units_allow_for_the_factorisation(monkeypatch: pytest.Mo
     assert float(chain.bounds([ones], ones)) >= 1 + 1e-3 / 4
 
 
+def test_the_factorisation_without_units_is_allowed_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of thirty rows, of which two say that L is 1 at least: it is not proven to be less by what rounding allows."""
+    monkeypatch.setattr(kernels, "positive_definite", as_late_as_allowed)
+    chain = MaskedChain([EYE, EYE])
+    chain._error = 0.0
+    inner, output = torch.eye(29, dtype=FLOAT)[None], torch.zeros(1, 1, 29, dtype=FLOAT)
+    output[0, 0, 0] = 1
+    for short in (100, 200, 300):
+        assert not chain._proven(inner, output, torch.tensor([1 - short * rounding.UNIT], dtype=FLOAT))
+    assert chain._proven(inner, output, torch.tensor([1.0001], dtype=FLOAT))
+
+
 # --- balls ------------------------------------------------------------------------------------------------------------
 
 BIG = 2.0**60
@@ -319,6 +337,17 @@ def test_bounds_of_balls_at_any_scale(scale: float) -> None:
     model = dense_network((scale * EYE, [0.0, 0.0]), (1e-20 * EYE, [0.0, 0.0]))
     x = torch.ones(1, 2, dtype=FLOAT)
     assert float(local_bound(model, x, 0.1)) >= scale * 1e-20
+
+
+def test_bounds_of_balls_below_the_range_are_not_zero() -> None:
+    """One by the product of norms alone, and one by LipSDP too."""
+    small, none = 1e-200 * EYE, [0.0, 0.0]
+    for network in (
+        dense_network((small, none), (small, none)),
+        dense_network((small, none), (EYE, none), (small, none)),
+    ):
+        bound = local_bound(network, torch.ones(1, 2, dtype=FLOAT), 0.1)
+        assert float(bound) > 0
 
 
 def test_eigenvalues_in_balls_may_be_proven_late(monkeypatch: pytest.MonkeyPatch) -> None:
