@@ -213,7 +213,7 @@ def _digits(split: Split) -> Dataset:
 
 
 def _mnist(folder: Path | None, split: Split, verify: bool) -> Dataset:
-    contents = []
+    contents, paths = [], []
     official = True
     for file, dimensions in zip(MNIST_FILES[split], (3, 1), strict=True):
         path = _download(file) if folder is None else _find(folder, file.name)
@@ -221,6 +221,7 @@ def _mnist(folder: Path | None, split: Split, verify: bool) -> Dataset:
         if not content.size:
             raise ValueError(f"{path}: is empty: an array of shape {content.shape}")
         contents.append(content)
+        paths.append(path)
         official &= digest == file.content_md5
         if verify and not official:
             raise ValueError(
@@ -229,7 +230,9 @@ def _mnist(folder: Path | None, split: Split, verify: bool) -> Dataset:
             )
     images, labels = contents
     if len(images) != len(labels):
-        raise ValueError(f"{path}: holds {len(labels)} labels, expected {len(images)}, one for each image")
+        raise ValueError(
+            f"{path}: holds {len(labels)} labels, expected {len(images)}, one for each image in {paths[0].name}"
+        )
     origin = _Origin(official, f"{'' if official else 'not '}the official files, by their MD5")
     return _dataset("mnist", split, images[:, None], labels, path, origin)
 
