@@ -33,20 +33,17 @@ from typing import IO, TYPE_CHECKING, Any
 from torch import Tensor
 
 from sparring import _files
+from sparring._checkpoints import Damaged, RunError, Saved, checksum_of, differences, number_of
 from sparring.training.loop import Checkpoint
 
 if TYPE_CHECKING:
     from sparring._events import Board
 
+__all__ = ["Run", "RunError", "RunWarning", "check_new", "differences", "latest", "uninterrupted"]
+
 Record = dict[str, Any]
 
 KEPT_CHECKPOINTS = 2
-UNBOUND = ("command", "folder", "metrics", "note", "versions")
-"""Keys of a configuration that no number of a run depends on: they may differ when it goes on."""
-
-
-class RunError(Exception):
-    """A run folder that cannot be used as asked; the message says what can be done."""
 
 
 class RunWarning(UserWarning):
@@ -174,20 +171,20 @@ class Run:
         whole = {**state, "metrics_bytes": len(log), "run": about}
         content = _files.packed(tensors, {"state": json.dumps(whole)})
         if self._next is None:
-            self._next = 1 + max(map(_number, self.checkpoints()), default=-1)
+            self._next = 1 + max(map(number_of, self.checkpoints()), default=-1)
         path = self.path / "checkpoints" / f"{self._next:06d}.safetensors"
         # The checksum first: between the two there is none without its checksum, at worst one without its checkpoint.
-        _files.write(_checksum(path), f"{_files.digest(content)} *{path.name}\n")
+        _files.write(checksum_of(path), f"{_files.digest(content)} *{path.name}\n")
         _files.write(path, content)
         self._next += 1
         for old in self.checkpoints()[:-KEPT_CHECKPOINTS]:
             old.unlink()
-            _checksum(old).unlink(missing_ok=True)
+            checksum_of(old).unlink(missing_ok=True)
 
     def checkpoints(self) -> list[Path]:
         """The checkpoints, oldest first."""
         found = (self.path / "checkpoints").glob("*.safetensors")
-        return sorted((path for path in found if path.stem.isdigit()), key=_number)
+        return sorted((path for path in found if path.stem.isdigit()), key=number_of)
 
     def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Tensors and state of the last checkpoint that is whole, or None before the first.
@@ -227,17 +224,17 @@ class Run:
         # TensorBoard is told to drop the last record's step and what follows it; the records of that step go in again.
         step = history[-1]["epoch"] if history else 0
         self._pending = _Pending(len(log), [record for record in history if record["epoch"] == step], step)
-        self._next = _number(found.path) + 1
+        self._next = number_of(found.path) + 1
         return Checkpoint(found.tensors, found.state, history)
 
-    def _newest(self, check: Callable[[_Saved], None], *, quiet: bool = False) -> _Saved | None:
+    def _newest(self, check: Callable[[Saved], None], *, quiet: bool = False) -> Saved | None:
         """The last checkpoint that is whole and passes a check; those after it are named, unless `quiet`."""
         problems: list[str] = []
         for path in reversed(self.checkpoints()):
             try:
-                saved = _Saved.read(path)
+                saved = Saved.read(path)
                 check(saved)
-            except _Damaged as error:
+            except Damaged as error:
                 problems.append(str(error))
                 continue
             if problems and not quiet:
@@ -293,82 +290,6 @@ class _Pending:
     done: bool = False
 
 
-class _Damaged(Exception):
-    """A checkpoint that cannot be gone on from; the message names the file."""
-
-
-@dataclass(frozen=True)
-class _Saved:
-    """A checkpoint, read, and whether there was a checksum to compare with.
-
-    `about` is what it says of the log and the configuration, which those of earlier versions do not.
-    """
-
-    path: Path
-    tensors: dict[str, Tensor]
-    state: dict[str, Any]
-    about: dict[str, Any] | None
-    checked: bool
-
-    @classmethod
-    def read(cls, path: Path) -> _Saved:
-        """Read and check a file; `_Damaged` if it is not what was written."""
-        from safetensors import SafetensorError
-
-        try:
-            content, checksum = path.read_bytes(), _checksum(path)
-            wanted = checksum.read_text(encoding="utf-8", errors="replace").split() if checksum.exists() else None
-        except OSError as error:
-            raise _Damaged(f"{path} cannot be read: {error.strerror}") from error
-        if wanted is not None and wanted[:1] != [_files.digest(content)]:
-            raise _Damaged(f"{path} is damaged: its checksum is not that in {checksum.name}")
-        try:
-            tensors = _files.unpacked(content)
-            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-            state = json.loads(header["__metadata__"]["state"])
-            about = state.pop("run", None)
-            state["metrics_bytes"] = int(state["metrics_bytes"])
-        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _Damaged(f"{path} is damaged: {error}") from error
-        return cls(path, tensors, state, about, wanted is not None)
-
-    def check_log(self, log: bytes) -> None:
-        """`_Damaged` if the log does not begin with what it was when this was written."""
-        file, size = self.path.parent.parent / "metrics.jsonl", self.state["metrics_bytes"]
-        if len(log) < size:
-            raise _Damaged(f"{file} is shorter than at the last checkpoint: it was changed")
-        if self.about is not None and self.about["log"] != _files.digest(log[:size]):
-            raise _Damaged(f"{file} was changed: it is not the log that {self.path.name} was written with")
-
-    def check_config(self, config: Mapping[str, Any]) -> None:
-        """RunError if the configuration is not the one that this was written with, with the differences."""
-        changes = [] if self.about is None else differences(self.about["config"], config)
-        if changes:
-            raise RunError(
-                f"{self.path.parent.parent / 'config.json'} was changed since {self.path.name} was written: "
-                f"{'; '.join(changes)}. Change it back, or begin another run"
-            )
-
-
-def differences(then: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> list[str]:
-    """What differs between two configurations, in words; keys that one of them lacks, and `UNBOUND` ones, do not count.
-
-    A path counts by its last part: files may have moved.
-    """
-    found = []
-    for key in [key for key in then if key in now and key not in UNBOUND]:
-        old, new = json.loads(json.dumps([then[key], now[key]]))  # tuples are lists
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += differences(old, new, f"{within}{key}.")
-        elif _place_free(old) != _place_free(new):
-            found.append(f"{within}{key} was {json.dumps(old)} and is {json.dumps(new)}")
-    return found
-
-
-def _place_free(value: Any) -> Any:
-    return Path(value).name if isinstance(value, str) and os.sep in value else value
-
-
 def check_new(runs_dir: Path, name: str, *, numbered: bool = False) -> None:
     """Check, before the work, that `Run.create` will be able to make a folder; RunError or OSError if not."""
     if not re.fullmatch(r"\w[\w.+-]*", name):
@@ -414,15 +335,6 @@ def latest(runs_dir: str | Path, having: str = "") -> Run:
 
 def _last_written(path: Path) -> float:
     return max(file.stat().st_mtime for file in (path / "config.json", path / "metrics.jsonl") if file.exists())
-
-
-def _number(checkpoint: Path) -> int:
-    return int(checkpoint.stem)
-
-
-def _checksum(checkpoint: Path) -> Path:
-    """The file with a checkpoint's checksum."""
-    return checkpoint.with_suffix(".checksum")
 
 
 def _config(path: Path) -> dict[str, Any]:

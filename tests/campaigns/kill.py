@@ -1,6 +1,6 @@
 """A campaign: commands are killed, interrupted, or find the disk full or broken at the n-th call that changes a file.
 
-    python tests/campaigns/kill.py [--trials 100] [--seed 0] [--only NAME]
+    python tests/campaigns/kill.py [--trials 100] [--first 0] [--seed 0] [--only NAME]
 
 Each trial runs one command in a folder of its own with up to three such faults, one after the other, each time going on
 as the command says: with --resume, for a finished audit by `sparring report`, or with the same command again. In the
@@ -230,6 +230,7 @@ def main() -> int:
     """Run the campaign; 1 if a trial fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--first", type=int, default=0, help="the first trial's number, of a campaign in parts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=[*COMMANDS], help="one of the commands alone")
     options = parser.parse_args()
@@ -239,7 +240,7 @@ def main() -> int:
     names, failed, begin = [options.only] if options.only else [*COMMANDS], Counter[str](), time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="sparring-campaign-")).resolve()
     campaign = Campaign(folder)
-    for trial in range(options.trials):
+    for trial in range(options.first, options.first + options.trials):
         name = names[trial % len(names)]
         problem = campaign.trial(name, random.Random(f"{options.seed} {trial}"), trial)
         if problem:
