@@ -107,15 +107,18 @@ def test_steepest_direction_has_norm_one_and_gains_the_dual_norm(norm: str) -> N
 @pytest.mark.parametrize("norm", BALLS)
 def test_exact_points_are_within_eps_and_lose_a_rounding_at_most(norm: str, dtype: torch.dtype) -> None:
     given = ball(norm, torch.logspace(-9, 1, ROWS), dtype)
-    delta = given.project(draw(4, ROWS, *SHAPE, scale=3.0).to(dtype))
-    points = given.exact_points(delta)
-    moved = points.double() - given.inputs.double()
-    assert points.dtype is dtype
-    assert bool((length(norm, moved) <= given.eps).all())
-    assert bool(((points.double() >= BOX[0]) & (points.double() <= BOX[1])).all())
     unit = torch.finfo(dtype).eps
-    assert float((points - given.points(delta)).abs().max()) <= 6 * unit * (1 + float(delta.abs().max()))
-    assert bool((given.points(delta) == (given.inputs + delta).clamp(*given.bounds)).all())
+    for seed in range(30):
+        delta = given.project(draw(seed, ROWS, *SHAPE, scale=3.0).to(dtype))
+        if norm == "L2":  # whose projection may come out too long by rounding
+            delta = delta * (1 + unit * (seed % 3))
+        points = given.exact_points(delta)
+        moved = points.double() - given.inputs.double()
+        assert points.dtype is dtype
+        assert bool((length(norm, moved) <= given.eps).all())
+        assert bool(((points.double() >= BOX[0]) & (points.double() <= BOX[1])).all())
+        assert float((points - given.points(delta)).abs().max()) <= 8 * unit * (1 + float(delta.abs().max()))
+        assert bool((given.points(delta) == (given.inputs + delta).clamp(*given.bounds)).all())
 
 
 @pytest.mark.parametrize("norm", BALLS)

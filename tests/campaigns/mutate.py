@@ -21,7 +21,6 @@ import hashlib
 import importlib
 import json
 import os
-import random
 import re
 import sys
 import tempfile
@@ -117,7 +116,7 @@ class Campaign:
             function = mutant.places[0].rsplit("+", 1)[0] + "+"
             tests = [test for test, lines in known.lines.items() if any(line.startswith(function) for line in lines)]
         tests.sort(key=lambda test: (len(f"{int(known.seconds[test] * 50):b}"), test))
-        spent, selected = 0.0, []
+        spent, selected = 0.0, list[str]()
         for test in tests:
             spent += known.seconds[test]
             if selected and spent > self.settings.budget:
@@ -201,8 +200,14 @@ class Campaign:
         everything = [mutant for path in paths for mutant in mutants_of(path)]
         if self.settings.one:
             everything = [mutant for mutant in everything if self.settings.one in mutant.description]
-        random.Random(self.settings.seed).shuffle(everything)
-        chosen = []
+        seen: Counter[str] = Counter()
+        order = {}
+        for mutant in everything:  # by hashes, so that changes elsewhere hardly change a sample
+            seen[mutant.description] += 1
+            text = f"{self.settings.seed} {mutant.description} {seen[mutant.description]}"
+            order[mutant] = hashlib.sha256(text.encode()).digest()
+        everything.sort(key=order.__getitem__)
+        chosen: list[tuple[Mutant, dict[Key, CodeType]]] = []
         for mutant in everything:
             if len(chosen) == self.settings.count:
                 break
