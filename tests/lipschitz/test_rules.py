@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from made_searches import holds
 from sparring.lipschitz import layers
 from sparring.lipschitz.gains import rule as rules
-from sparring.lipschitz.gains.gain import Refused
+from sparring.lipschitz.gains.arithmetic import copying
+from sparring.lipschitz.gains.gain import Call, Refused
 from sparring.lipschitz.gains.table import TABLE
 
 
@@ -335,3 +336,12 @@ def documented() -> str:
 def test_the_table_of_the_docs_is_this_one() -> None:
     page = Path(__file__).parents[2] / "docs" / "lipschitz-networks.md"
     assert documented() in page.read_text(encoding="utf-8"), documented()
+
+
+def test_copies_must_be_copies_of_the_real_numbers_too() -> None:
+    """What an operation does with numbered entries in float64 is not believed of others."""
+    same: Callable[[Tensor], Tensor] = lambda x: x  # noqa: E731
+    assert copying(Call(ONE + 1, ONE + 1, same, 1e-6, True)).upper == 1
+    for out, run in ((ONE + 2, same), (ONE + 1, torch.abs), (ONE + 1, lambda x: 2 * x), (ONE + 1, lambda x: x[:, :2])):
+        with pytest.raises(Refused):
+            copying(Call(ONE + 1, out, run, 1e-6, True))

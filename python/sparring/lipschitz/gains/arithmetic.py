@@ -30,7 +30,8 @@ def copying(call: Call, *options: Any, **named: Any) -> Gain:
     exact = torch.equal(source.to(there), there[moved]) and torch.equal(-there[moved], back[moved])
     if not exact or bool(((source < 1) | (source > call.x.numel())).any()):
         raise Refused("does something else than copy")
-    if not torch.equal(found[moved], call.x.flatten().to(found)[source - 1]):
+    copied = torch.equal(found[moved], call.x.flatten().to(found)[source - 1])
+    if not copied or not torch.equal(found[~moved], there[~moved].to(found)):  # also an even function stays
         raise Refused("does something else than copy")
     most = int(torch.bincount(source).max()) if source.numel() else 0
     return exactly(root(most), "copies" if most <= 1 else f"{most} copies")
