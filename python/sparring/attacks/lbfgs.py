@@ -14,7 +14,7 @@ from sparring import losses
 from sparring.attacks._box_lbfgs import CONVERGED, MOST_PAIRS, PENALTIES, REJECTED, BoxLbfgs
 from sparring.attacks._norms import Ball, Bounds
 from sparring.attacks._result import AttackResult
-from sparring.attacks._search import Best, Options, Preprocessing, Problem, positive, run, step_count
+from sparring.attacks._search import Best, Options, Preprocessing, Problem, check, positive, run, step_count
 from sparring.attacks._seeds import example_seeds
 from sparring.gradients import Lowered
 from sparring.losses import Loss
@@ -173,15 +173,16 @@ def lbfgs(
     ``csrc/ops/lbfgs_accept.h`` and ``csrc/ops/lbfgs_direction.h``.
     """
     choice = targets if isinstance(targets, str) else None
+    eps = 0.0  # plays no part: there is no ball, but the box
+    options = Options(
+        eps, str(penalty).split(" ")[-1], None if isinstance(targets, str) else targets, bounds, loss, preprocessing,
+        batch_size=batch_size, generator=generator, return_result=return_result,
+    )  # fmt: skip
+    check(inputs, options)
     if tolerance is None:
         tolerance = 1e-9 if inputs.dtype is torch.float64 else 1e-6
     settings = Settings(penalty, step_count(steps), weights, weight_tolerance, tolerance, history, tuple(sharpness))
     _check(settings, choice)
-    reach = max(1.0, (bounds[1] - bounds[0]) * inputs[:1].numel())  # no limit: every point of the box is nearer
-    options = Options(
-        reach, penalty.split()[-1], None if isinstance(targets, str) else targets, bounds, loss, preprocessing,
-        batch_size=batch_size, generator=generator, return_result=return_result,
-    )  # fmt: skip
     seeds = example_seeds(inputs, 1, generator)[:, 0] if choice == "random" else None
 
     def attack(problem: Problem, rows: slice) -> Nearest:
