@@ -204,6 +204,8 @@ def _beside(chain: Sequence[ast.AST]) -> bool:
                 return True
         if isinstance(parent, ast.Raise | ast.Assert | ast.JoinedStr | ast.FormattedValue):
             return True
+        if isinstance(parent, ast.keyword) and parent.arg == "strict":  # of zip, which asserts
+            return True
         if isinstance(parent, ast.Call) and ast.unparse(parent.func) in ("warnings.warn", "cast"):
             return True
         if isinstance(parent, ast.Call) and ast.unparse(parent.func) == "isinstance" and node is not parent.args[0]:

@@ -311,14 +311,3 @@ def test_bad_members_and_inputs() -> None:
     stack = sp.StackedEnsemble(members("mlp"))
     with pytest.raises(ValueError, match=r"StackedLinear of 3 members was given \(5, 16\); expected 64 features"):
         stack(X[:, :, :2])
-
-
-def test_what_stacked_members_return_is_taken_apart_only_where_it_is_logits() -> None:
-    stack = sp.StackedEnsemble([nn.Linear(4, K) for _ in range(M)])
-    flat = torch.arange(5 * M * K).view(5, M * K)
-    apart = stack._apart(flat)
-    assert apart.shape == (M, 5, K)
-    assert torch.equal(apart[1, 2], flat[2, K : 2 * K])
-    for wrong in ((5, M * K + 1), (5, M * K, 1), (5 * M * K,)):
-        with pytest.raises(ValueError, match=r"a member must return logits \(B, K\); all 3 gave"):
-            stack._apart(torch.zeros(wrong))
