@@ -6,6 +6,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -176,6 +177,25 @@ def test_progress_goes_from_attack_to_attack() -> None:
         (0, 2), (0 + 3 / 8, 2), (0 + 6 / 8, 2), (1, 2), (1, 2), (1 + 3 / 8, 2), (1 + 6 / 8, 2), (2, 2), (2, 2),
     ]  # fmt: skip
     assert [step.doing for step in seen] == ["attack, Linf, eps 0.5"] * 4 + ["attack (2), Linf, eps 0.5"] * 4 + ["done"]
+
+
+def test_seconds_are_those_of_the_attack_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that moves when the attack moves it, or a lot when the model is asked."""
+    now = [100.0]
+    monkeypatch.setattr("sparring.evaluation.evaluate.time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    class Slow(Sign):
+        def forward(self, x: Tensor) -> Tensor:
+            now[0] += 1000
+            return super().forward(x)
+
+    def attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        now[0] += len(x) / 4
+        return x
+
+    x, y = examples()
+    found = evaluate(Slow(), x, y, [attack, attack], eps=EPS, bounds=(-1.0, 1.0), batch_size=3)
+    assert [row.seconds for row in found.rows] == [2.0, 2.0]
 
 
 def test_attacks_cannot_change_what_they_are_given() -> None:
