@@ -137,7 +137,7 @@ class _Scan:
 
     def _watch(self, place: Any, name: str, value: Any) -> None:
         if place is not None:
-            self.watched.append((place, name, value))
+            self.watched.append((place, name, _bare(value)))
 
     def _code(self, function: FunctionType, kind: type | None) -> None:
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
@@ -183,8 +183,7 @@ class _Scan:
     def _members(self, namespace: Any, names: dict[str, None]) -> None:
         for name in names:
             if name in vars(namespace):
-                found = vars(namespace)[name]
-                self.value(name, found.__func__ if isinstance(found, staticmethod) else found, namespace)
+                self.value(name, _bare(vars(namespace)[name]), namespace)
 
     def _of_class(self, name: str, kind: type) -> None:
         """Methods, properties and constants that a class of the user's has under a name that its code uses."""
@@ -192,13 +191,24 @@ class _Scan:
             if _is_trusted(base) or name not in vars(base) or base is object:
                 continue
             value = vars(base)[name]
-            if isinstance(value, property):
-                self.function(value.fget, kind)
-            elif isinstance(value, (FunctionType, staticmethod, classmethod)):
+            if isinstance(value, (property, functools.cached_property)):
+                self.function(value.fget if isinstance(value, property) else value.func, kind)
+                self._watch(base, name, value)
+            elif isinstance(value, (FunctionType, staticmethod, classmethod, functools.partialmethod)):
                 self.function(value, kind)
                 self._watch(base, name, value)
-            elif not isinstance(value, (type, ModuleType)) and not hasattr(type(value), "__get__"):
+            elif not isinstance(value, (type, ModuleType)) and not _is_builtin_descriptor(value):
                 self.value(name, value, base)
+
+
+def _bare(value: Any) -> Any:
+    """The function in a static method, which is what a class gives under its name."""
+    return value.__func__ if isinstance(value, staticmethod) else value
+
+
+def _is_builtin_descriptor(value: Any) -> bool:
+    """Slots and the like."""
+    return hasattr(type(value), "__get__") and _root(type(value)) == "builtins"
 
 
 def _root(kind: type) -> str:
@@ -225,7 +235,7 @@ def _look_up(place: Any, name: str) -> Any:
     if isinstance(place, dict):
         return place.get(name, _MISSING)
     if inspect.isclass(place) or isinstance(place, ModuleType):
-        return vars(place).get(name, _MISSING)
+        return _bare(vars(place).get(name, _MISSING))
     try:
         return place.cell_contents
     except ValueError:  # nothing there yet
