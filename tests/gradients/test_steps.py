@@ -29,6 +29,7 @@ from sparring.gradients.layers import BATCH, FUNCTIONS, METHODS, MODULES
 from sparring.gradients.steps import (
     Activation,
     Affine,
+    Autograd,
     BatchNorm,
     Flatten,
     Identity,
@@ -460,3 +461,72 @@ def test_tensors_are_read_when_they_are_asked_for() -> None:
     module.extra = torch.ones(3)
     assert layers.live(module, "extra")() is module.extra
     assert layers.live(nn.Linear(2, 2, bias=False), "bias")() is None
+
+
+# -- autograd, as a step
+
+
+def asked(model: Callable[[Tensor], Any], x: Tensor, precision: str = "float32") -> tuple[Tensor, Any]:
+    return Autograd(model).forward(x, precision)
+
+
+@pytest.mark.parametrize("scalars", [1, 3])
+@pytest.mark.parametrize("inference", [False, True])
+def test_any_model(inference: bool, scalars: int) -> None:
+    w = normal(4, 6)
+    seeds = normal(BATCH_SIZE * scalars, 4, seed=2)
+    with torch.inference_mode(inference), torch.no_grad():
+        x = normal(BATCH_SIZE, 2, 3)
+        y, saved = asked(lambda x: torch.tanh(x.flatten(1)) @ w.t(), x)
+        found = Autograd(len).backward(seeds, saved)
+    wanted, back = torch.func.vjp(lambda x: torch.tanh(x.flatten(1)) @ w.t(), x.clone())
+    torch.testing.assert_close(y.clone(), wanted)
+    assert not y.requires_grad
+    assert not found.requires_grad
+    for scalar in range(scalars):
+        torch.testing.assert_close(found[scalar::scalars].clone(), back(seeds[scalar::scalars].clone())[0])
+
+
+def test_the_type_that_a_model_is_asked_in() -> None:
+    for dtype, precision, wanted in (
+        (torch.float64, "bf16", torch.float64), (torch.float64, "float32", torch.float64),
+        (torch.bfloat16, "float32", torch.bfloat16), (torch.bfloat16, "bf16", torch.float32),
+        (torch.float32, "bf16", torch.float32),
+    ):  # fmt: skip
+        y, (leaf, _) = asked(lambda x: 2 * x, normal(2, 3).to(dtype), precision)
+        assert (y.dtype, leaf.dtype) == (wanted, wanted)
+    weight = normal(3, 3).float()
+    assert asked(lambda x: x @ weight, normal(2, 3).float(), "bf16")[0].dtype is torch.bfloat16, "under autocast"
+    assert asked(lambda x: x @ weight, normal(2, 3).float())[0].dtype is torch.float32
+
+
+def test_models_may_write_to_what_they_are_given_and_return_what_they_keep() -> None:
+    x, buffer = normal(2, 3), torch.zeros(2, 3).double()
+
+    def writes(x: Tensor) -> Tensor:
+        x.mul_(3)
+        buffer.copy_(x.detach())
+        return x
+
+    before = x.clone()
+    y, saved = asked(writes, x)
+    assert torch.equal(x, before)
+    torch.testing.assert_close(y, 3 * before)
+    found = Autograd(writes).backward(torch.ones(2, 3).double(), saved)
+    torch.testing.assert_close(found, torch.full((2, 3), 3.0).double())
+    y, saved = asked(lambda x: buffer, x)
+    buffer.zero_()
+    assert bool((y != 0).all())
+    found = Autograd(writes).backward(torch.ones(4, 3).double(), saved)
+    assert torch.equal(found, torch.zeros(4, 3).double()), "no gradient where the answer does not depend on the input"
+
+
+def test_an_answer_that_is_no_tensor_is_named() -> None:
+    with pytest.raises(TypeError, match="the model must return a tensor of logits, not tuple"):
+        asked(lambda x: (x,), normal(2, 3))
+
+
+def test_some_inputs_that_an_answer_does_not_use_have_no_gradient() -> None:
+    parameter = torch.ones(2, 3, dtype=torch.float64, requires_grad=True)
+    _, saved = asked(lambda x: parameter * 2, normal(2, 3))
+    assert torch.equal(Autograd(len).backward(torch.ones(2, 3).double(), saved), torch.zeros(2, 3).double())
