@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import re
+import select
 import signal
 import time
 import warnings
@@ -316,24 +317,23 @@ def in_a_fork(work: Callable[[], Any], limit: float) -> tuple[Any, float]:
         finally:
             os._exit(0)
     os.close(writing)
-    answer = _read(reading, limit)
+    written = _read(reading, limit)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     seconds = time.monotonic() - begun
-    return (json.loads(answer) if answer is not None else None), seconds
+    return (None if written is None else json.loads(written)), seconds
 
 
 def _read(pipe: int, limit: float) -> bytes | None:
-    """All that comes through a pipe, None if it is not closed in time; an error of the fork is no answer, "null"."""
-    import select
-
-    end = time.monotonic() + limit
-    parts = []
+    """All that comes through a pipe; None if it is not closed in so many seconds, in which this process runs, too."""
+    left, parts = limit, list[bytes]()
     with os.fdopen(pipe, "rb", buffering=0) as file:
-        while (left := end - time.monotonic()) > 0:
-            if select.select([file], [], [], left)[0]:
+        while left > 0:
+            begun = time.monotonic()
+            if select.select([file], [], [], 1.0)[0]:
                 if not (part := file.read(1 << 16)):
                     return b"".join(parts) or b'"the process died"'
                 parts.append(part)
+            left -= min(time.monotonic() - begun, 2.0)  # more has passed where all was paused
     return None
