@@ -297,9 +297,8 @@ def fits(codes: dict[Key, CodeType], functions: Sequence[FunctionType]) -> bool:
     return bool(pairs) and all(len(new.co_freevars) == len(old.co_freevars) for new, old in pairs)
 
 
-def in_a_fork(work: Callable[[], Any], limit: float) -> tuple[Any, float]:
-    """What `work` returned in a fork of this process (JSON), or None where it did not end in time, and the seconds."""
-    begun = time.monotonic()
+def in_a_fork(work: Callable[[], Any], limit: float) -> Any:
+    """What `work` returned in a fork of this process (as JSON), or None where it did not end in time."""
     reading, writing = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -321,8 +320,7 @@ def in_a_fork(work: Callable[[], Any], limit: float) -> tuple[Any, float]:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    seconds = time.monotonic() - begun
-    return (None if written is None else json.loads(written)), seconds
+    return None if written is None else json.loads(written)
 
 
 def _read(pipe: int, limit: float) -> bytes | None:
