@@ -73,7 +73,7 @@ def planted(module: ModuleType, old: str, new: str, test: Callable[[], Any], lim
         faults.plant(codes, functions)
         return test()
 
-    return faults.in_a_fork(work, limit)[0]
+    return faults.in_a_fork(work, limit)
 
 
 def test_a_fault_is_noticed_in_its_fork_and_is_gone_after_it(module: ModuleType) -> None:

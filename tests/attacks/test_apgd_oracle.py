@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -317,3 +318,28 @@ def test_target_classes_steer_to_one_likely_class_after_the_other(
         part = seen.part(7 * way, 7 * way + 7)
         part.check(network, order[:, 1 + way % 3], -1.0)
         paths(part, x, "Linf", 6, 0.75, 0.0)
+
+
+@pytest.mark.parametrize("schedule", [
+    (), ((2.0, 1.0),), ((0.0, 0.5), (1.0, 0.5)), ((-1.0, 0.5), (1.0, 0.5)), ((2.0, 1.1), (1.0, 0.0)),
+    ((2.0, -0.1), (1.0, 0.5)), ((1.0, 1.5),), ((1.0, -0.5),),
+])  # fmt: skip
+def test_schedules_that_are_none_are_named(network: nn.Module, x: Tensor, y: Tensor, schedule: Any) -> None:
+    with pytest.raises(ValueError, match="schedule must be pairs"):
+        attacks.apgd(network, x, y, eps=0.1, schedule=schedule)
+
+
+def test_shares_of_a_schedule_may_fill_it_or_leave_stages_empty(
+    network: nn.Module, x: Tensor, y: Tensor, seen: Record
+) -> None:
+    """The last stage has what the others leave; a stage without steps is passed over."""
+    for schedule, wanted in (
+        (((2.0, 0.5), (1.0, 0.5)), 11), (((3.0, 1.0), (1.0, 0.0)), 11), (((5.0, 0.05), (2.0, 0.0), (1.0, 1.0)), 11),
+    ):  # fmt: skip
+        seen.deltas.clear()
+        attacks.apgd(network, x, y, eps=0.01, schedule=schedule, steps=10, random_start=False)
+        assert len(seen.deltas) == wanted
+        sizes = [round(float(delta.abs().max()) / 0.01, 6) for delta in seen.deltas[:-1]]
+        assert max(sizes) <= {0.5: 2, 1.0: 3, 0.05: 1}[schedule[0][1]]
+    with pytest.raises(ValueError, match="shares must add up"):
+        attacks.apgd(network, x, y, eps=0.1, schedule=((3.0, 0.6), (2.0, 0.6), (1.0, 0.0)), steps=10)

@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import re
+import select
 import signal
 import time
 import warnings
@@ -204,6 +205,8 @@ def _beside(chain: Sequence[ast.AST]) -> bool:
                 return True
         if isinstance(parent, ast.Raise | ast.Assert | ast.JoinedStr | ast.FormattedValue):
             return True
+        if isinstance(parent, ast.keyword) and parent.arg == "strict":  # of zip, which asserts
+            return True
         if isinstance(parent, ast.Call) and ast.unparse(parent.func) in ("warnings.warn", "cast"):
             return True
         if isinstance(parent, ast.Call) and ast.unparse(parent.func) == "isinstance" and node is not parent.args[0]:
@@ -294,9 +297,8 @@ def fits(codes: dict[Key, CodeType], functions: Sequence[FunctionType]) -> bool:
     return bool(pairs) and all(len(new.co_freevars) == len(old.co_freevars) for new, old in pairs)
 
 
-def in_a_fork(work: Callable[[], Any], limit: float) -> tuple[Any, float]:
-    """What `work` returned in a fork of this process (JSON), or None where it did not end in time, and the seconds."""
-    begun = time.monotonic()
+def in_a_fork(work: Callable[[], Any], limit: float) -> Any:
+    """What `work` returned in a fork of this process (as JSON), or None where it did not end in time."""
     reading, writing = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -314,24 +316,22 @@ def in_a_fork(work: Callable[[], Any], limit: float) -> tuple[Any, float]:
         finally:
             os._exit(0)
     os.close(writing)
-    answer = _read(reading, limit)
+    written = _read(reading, limit)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    seconds = time.monotonic() - begun
-    return (json.loads(answer) if answer is not None else None), seconds
+    return None if written is None else json.loads(written)
 
 
 def _read(pipe: int, limit: float) -> bytes | None:
-    """All that comes through a pipe, None if it is not closed in time; an error of the fork is no answer, "null"."""
-    import select
-
-    end = time.monotonic() + limit
-    parts = []
+    """All that comes through a pipe; None if it is not closed in so many seconds, in which this process runs, too."""
+    left, parts = limit, list[bytes]()
     with os.fdopen(pipe, "rb", buffering=0) as file:
-        while (left := end - time.monotonic()) > 0:
-            if select.select([file], [], [], left)[0]:
+        while left > 0:
+            begun = time.monotonic()
+            if select.select([file], [], [], 1.0)[0]:
                 if not (part := file.read(1 << 16)):
                     return b"".join(parts) or b'"the process died"'
                 parts.append(part)
+            left -= min(time.monotonic() - begun, 2.0)  # more has passed where all was paused
     return None

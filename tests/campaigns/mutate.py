@@ -130,7 +130,7 @@ class Campaign:
             return self._run(selected)
 
         limit = 20 + 10 * sum(known.seconds[test] for test in selected)  # others may use the processor too
-        failed, _ = in_a_fork(lambda: [work()], limit)
+        failed = in_a_fork(lambda: [work()], limit)
         if failed is None:
             return "timeout", f"{limit:.0f} s"
         if isinstance(failed, str):
@@ -159,7 +159,7 @@ class Campaign:
             cached = CACHE / f"{path.stem}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
             if not cached.exists() or self.settings.fresh:
                 begun = time.monotonic()
-                found, _ = in_a_fork(lambda tests=tests: self._measure(tests), 3600)
+                found = in_a_fork(lambda tests=tests: self._measure(tests), 3600)
                 if not isinstance(found, dict):
                     print(f"{path}: could not be measured ({found})", flush=True)
                     continue

@@ -364,6 +364,18 @@ def test_mistakes_are_named(options: dict[str, Any], match: str) -> None:
         evaluate(Sum(), torch.ones(2, 3), torch.ones(2, dtype=torch.int64), ["fgsm"], eps=0.1, **options)
 
 
+class OneLogit(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1).sum(1, keepdim=True)
+
+
+def test_a_model_with_one_output_is_refused_with_the_way_out() -> None:
+    """Its likeliest class never changes: without a word it would be robust against everything."""
+    x, y = torch.ones(2, 3), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"two classes at least.*; it has 1; .*torch\.zeros_like\(z\), z"):
+        evaluate(OneLogit(), x, y, [lambda model, x, y: x], eps=0.1)
+
+
 def test_json_is_written_once(tmp_path: Path) -> None:
     found = evaluation(row("a", 1))
     path = found.to_json(tmp_path / "found.json")

@@ -205,7 +205,7 @@ class _Recorder(fx.Tracer):
         return self._proxies[name]
 
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
-        if kind != "get_attr":
+        if kind != "get_attr" and self._reads is not None:
             self._refuse_what_no_graph_shows()
         return super().create_node(kind, *args, **kwargs)
 

@@ -1,0 +1,138 @@
+"""Starts and masks of `recover`: what each draws, from the image's own seed alone, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sparring.attacks._start import Starts, check_images
+
+SHAPE = (2, 5, 10)
+SEEDS = [5, 6, 2**61, 5]
+
+
+def starts(start: Any = "noise", **changes: Any) -> Starts:
+    settings = {
+        "shape": SHAPE, "start": start, "mask": None, "mask_fraction": 0.0, "black": 0.25, "bounds": (-1.0, 3.0),
+        "entries": 12, "seeds": SEEDS,
+    }  # fmt: skip
+    return Starts(**(settings | changes))
+
+
+def image(start: Any, row: int = 0, **changes: Any) -> Tensor:
+    found: Tensor = starts(start, **changes).first(row)[0]
+    assert found.shape == SHAPE
+    return found
+
+
+@pytest.mark.parametrize("start", ["noise", "sparse"])
+def test_the_seed_decides(start: str) -> None:
+    assert torch.equal(image(start, 0), image(start, 3))
+    assert not torch.equal(image(start, 0), image(start, 1))
+    assert image(start, 2).dtype is torch.float64
+
+
+def test_black_and_given_starts() -> None:
+    assert torch.equal(image("black"), torch.full(SHAPE, 0.25).double())
+    given = torch.rand(4, *SHAPE, requires_grad=True)
+    assert torch.equal(image(given, 2), given[2])
+    assert not image(given, 2).requires_grad
+
+
+def test_noise_is_normal() -> None:
+    drawn = torch.stack([image("noise", i, seeds=[*range(100)]) for i in range(100)])
+    assert abs(float(drawn.mean())) < 0.03
+    assert float(drawn.std()) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("entries", [0, 1, 12, 100, 1000])
+def test_sparse_noise_has_so_many_entries_anywhere_in_the_bounds(entries: int) -> None:
+    drawn = torch.stack([image("sparse", i, seeds=[*range(200)], entries=entries) for i in range(200)])
+    count = min(entries, 100)
+    assert ((drawn != 0.25).flatten(1).sum(1) == count).all()
+    values = drawn[drawn != 0.25]
+    if entries > 1:
+        assert -1 <= float(values.min()) < -0.9
+        assert 2.9 < float(values.max()) <= 3
+        assert float(values.mean()) == pytest.approx(1, abs=0.2)
+        assert float((drawn != 0.25).double().mean(0).std()) < 0.1, "no place is preferred"
+
+
+@pytest.mark.parametrize(("fraction", "black"), [(0.0, None), (0.3, 30), (0.004, 0), (0.994, 99), (1.0, 100)])
+def test_so_many_entries_are_masked(fraction: float, black: int | None) -> None:
+    start, held = starts("noise", mask_fraction=fraction).first(1)
+    if black is None:
+        assert held is None
+        return
+    assert held is not None
+    assert held.shape == SHAPE
+    assert int((~held).sum()) == black
+    other = starts("noise", mask_fraction=fraction).first(0)[1]
+    assert other is not None
+    assert black in (0, 100) or not torch.equal(held, other)
+    assert torch.isfinite(start).all()
+
+
+def test_masks_are_for_all_images_or_each() -> None:
+    one, each = torch.rand(SHAPE) > 0.5, torch.rand(4, *SHAPE) > 0.5
+    for row in range(4):
+        for mask, wanted in ((one, one), (each, each[row])):
+            held = starts("black", mask=mask).first(row)[1]
+            assert held is not None
+            assert torch.equal(held, wanted)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_sparse_noise_avoids_masked_entries_while_there_are_others(again: bool) -> None:
+    held = torch.zeros(SHAPE, dtype=torch.bool)
+    held.flatten()[::10] = True  # ten of a hundred
+    for entries, outside in ((4, 0), (10, 0), (12, 2)):
+        made = starts("sparse", mask=held, entries=entries)
+        found = made.again(0, 1, held) if again else made.first(0)[0]
+        assert int((found != 0.25).sum()) == entries
+        assert int((found[~held] != 0.25).sum()) == outside
+
+
+def test_beginning_again_is_other_noise_with_twice_the_entries() -> None:
+    made = starts("black", entries=6)
+    found = [made.again(1, attempt, None) for attempt in (1, 2, 3, 4, 5, 6)]
+    assert [int((image != 0.25).sum()) for image in found] == [6, 12, 24, 48, 96, 100]
+    assert torch.equal(found[0], made.again(1, 1, None))
+    assert not torch.equal(found[0], made.again(0, 2, None))
+    assert torch.equal(found[0], starts("black", entries=6).again(1, 1, None)), "whatever was drawn before"
+
+
+FINE: dict[str, Any] = {"start": "noise", "mask": None, "mask_fraction": 0.0}
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"start": "black"}, {"start": "sparse"}, {"start": torch.zeros(3, *SHAPE)}, {"mask_fraction": 1.0},
+    {"mask_fraction": 0.5}, {"mask": torch.ones(SHAPE) > 0}, {"mask": torch.ones(3, *SHAPE) > 0},
+    {"start": torch.zeros(3, *SHAPE).double()},
+])  # fmt: skip
+def test_what_suits(changes: dict[str, Any]) -> None:
+    check_images(3, SHAPE, torch.device("cpu"), **(FINE | changes))
+
+
+@pytest.mark.parametrize(("changes", "match"), [
+    ({"start": "grey"}, "start must be 'noise', 'black', 'sparse' or a tensor"),
+    ({"start": torch.zeros(SHAPE)}, "start must be floating point of shape"),
+    ({"start": torch.zeros(2, *SHAPE)}, "start must be floating point of shape"),
+    ({"start": torch.zeros(3, *SHAPE).long()}, "start must be floating point"),
+    ({"start": torch.zeros(3, *SHAPE, device="meta")}, "start must be floating point of shape .* on cpu"),
+    ({"start": torch.full((3, *SHAPE), torch.nan)}, "start must be finite"),
+    ({"start": torch.zeros(3, *SHAPE).index_fill(0, torch.tensor([1]), torch.inf)}, "start must be finite"),
+    ({"mask_fraction": -0.1}, r"mask_fraction must be in \[0, 1\], got -0.1"),
+    ({"mask_fraction": 1.1}, r"mask_fraction must be in \[0, 1\]"),
+    ({"mask_fraction": 0.5, "mask": torch.ones(SHAPE) > 0}, "mask and mask_fraction exclude each other"),
+    ({"mask": torch.ones(SHAPE)}, "mask must be bool of shape"),
+    ({"mask": torch.ones(2, *SHAPE) > 0}, "mask must be bool of shape"),
+    ({"mask": torch.ones(SHAPE[1:]) > 0}, "mask must be bool of shape"),
+    ({"mask": torch.ones(SHAPE, device="meta") > 0}, "mask must be bool of shape .* on cpu"),
+])  # fmt: skip
+def test_what_does_not_suit_is_named(changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        check_images(3, SHAPE, torch.device("cpu"), **(FINE | changes))
