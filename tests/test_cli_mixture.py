@@ -181,7 +181,7 @@ def test_killed_and_resumed_run_equals_the_whole_one(tmp_path: Path) -> None:
     options = [*TINY, "--model", f"{source}:Mortal"]
     whole = mixture(tmp_path, "whole", *options)
     path, arguments = tmp_path / "killed", ["mixture", *options, "--runs-dir", str(tmp_path), "--name", "killed"]
-    # three members on two batches of the epoch of pretraining, and as many after it; two forwards of each snapshot's batch
+    # three members on two batches of the epoch of pretraining, and as many after it; two forwards of a snapshot's batch
     for place, forwards, logged in (("_epoch", 8, 1), ("_training_loss", 8, 2)):
         kill.write_text(f"{place} {forwards}")
         command = [sys.executable, "-m", "sparring", *arguments]

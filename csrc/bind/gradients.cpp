@@ -163,6 +163,7 @@ void agreement_counts(Place place, std::int64_t members, std::int64_t words, Add
 
 py::bytes memory_checksums(const std::vector<Address>& addresses, const std::vector<std::int64_t>& sizes, int threads) {
   std::vector<Block> blocks;
+  blocks.reserve(addresses.size());
   for (std::size_t i = 0; i < addresses.size(); ++i) blocks.push_back({at<const unsigned char>(addresses[i]), sizes.at(i)});
   std::vector<std::uint64_t> sums;
   {

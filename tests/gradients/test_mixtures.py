@@ -14,6 +14,12 @@ from torch.nn import functional as F
 from sparring import losses
 from sparring.gradients.mixture import Combine, loss_grad, mix
 
+
+def named(value: object) -> str:
+    """What a parameter is called, in every process the same."""
+    return str(getattr(value, "__name__", value))
+
+
 M, B, K = 3, 5, 4
 COMBINES = ("probs", "logits", "loss", "vote")
 WEIGHTS = torch.tensor([0.5, 0.0, 0.5], dtype=torch.float64), torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
@@ -44,7 +50,7 @@ def mixed(logits: Tensor, weights: Tensor, combine: str) -> Tensor:
 
 
 @pytest.mark.parametrize("combine", COMBINES)
-@pytest.mark.parametrize("weights", WEIGHTS, ids=lambda value: getattr(value, "__name__", str(value)))
+@pytest.mark.parametrize("weights", WEIGHTS, ids=named)
 def test_mix(weights: Tensor, combine: str) -> None:
     logits = normal(M, B, K)
     torch.testing.assert_close(mix(logits, weights, combine), mixed(logits, weights, combine))
@@ -62,7 +68,7 @@ def test_equal_votes_are_told_apart_by_the_mean() -> None:
 
 
 @pytest.mark.parametrize("scalars", [1, 3])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=lambda value: getattr(value, "__name__", str(value)))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=named)
 @pytest.mark.parametrize("combine", COMBINES)
 def test_the_step(combine: str, dtype: torch.dtype, scalars: int) -> None:
     """Backward is that of the mean probability where votes have no gradient."""
@@ -91,8 +97,8 @@ def squares(logits: Tensor, classes: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("inference", [False, True])
 @pytest.mark.parametrize("targeted", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=lambda value: getattr(value, "__name__", str(value)))
-@pytest.mark.parametrize("loss", [*losses.NAMES, squares], ids=lambda value: getattr(value, "__name__", str(value)))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=named)
+@pytest.mark.parametrize("loss", [*losses.NAMES, squares], ids=named)
 @pytest.mark.parametrize("combine", [None, *COMBINES])
 def test_losses_of_a_mixture(combine: Any, loss: Any, dtype: torch.dtype, targeted: bool, inference: bool) -> None:
     weights = WEIGHTS[1]

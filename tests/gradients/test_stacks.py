@@ -15,6 +15,12 @@ import sparring as sp
 from sparring.gradients.members import Buffers, Members, StackedDense, dense_stack, stacked
 from sparring.gradients.steps import Flatten, Linear, NotLowered
 
+
+def named(value: object) -> str:
+    """What a parameter is called, in every process the same."""
+    return str(getattr(value, "__name__", value))
+
+
 M, B = 3, 4
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 6e-2}
 
@@ -63,7 +69,7 @@ def whole(nets: Sequence[nn.Module]) -> StackedDense:
 
 
 @pytest.mark.parametrize("scalars", [1, 3])
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda value: getattr(value, "__name__", str(value)))
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=named)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_stack_is_its_members(name: str, dtype: torch.dtype, scalars: int) -> None:
     nets = members(name)
@@ -90,7 +96,7 @@ def test_a_stack_is_its_members(name: str, dtype: torch.dtype, scalars: int) -> 
             )
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=lambda value: getattr(value, "__name__", str(value)))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=named)
 def test_passes_that_overlap_share_no_memory(dtype: torch.dtype) -> None:
     nets = [net.to(dtype) for net in members("three")]
     step = whole(nets)

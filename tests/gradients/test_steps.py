@@ -43,6 +43,12 @@ from sparring.gradients.steps import (
     form_of,
 )
 
+
+def named(value: object) -> str:
+    """What a parameter is called, in every process the same."""
+    return str(getattr(value, "__name__", value))
+
+
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 4e-2}
 BATCH_SIZE = 3
 
@@ -83,8 +89,8 @@ SHAPES = [(BATCH_SIZE, 7), (BATCH_SIZE, 4, 7), (BATCH_SIZE, 2, 3, 4), (BATCH_SIZ
 
 
 @pytest.mark.parametrize("scalars", [1, 3])
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda value: getattr(value, "__name__", str(value)))
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda value: getattr(value, "__name__", str(value)))
+@pytest.mark.parametrize("shape", SHAPES, ids=named)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=named)
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations(name: str, dtype: torch.dtype, shape: tuple[int, ...], scalars: int) -> None:
     step, function = ACTIVATIONS[name]
@@ -95,7 +101,7 @@ def test_activations(name: str, dtype: torch.dtype, shape: tuple[int, ...], scal
         check(step, function, x.transpose(2, 3), scalars)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda value: getattr(value, "__name__", str(value)))
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=named)
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_over_a_bias(name: str, dtype: torch.dtype) -> None:
     step, function = ACTIVATIONS[name]
@@ -114,7 +120,7 @@ def test_softplus(options: tuple[float, float], scalars: int) -> None:
 
 
 @pytest.mark.parametrize("scalars", [1, 3])
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda value: getattr(value, "__name__", str(value)))
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=named)
 @pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear(bias: bool, activation: str | None, dtype: torch.dtype, scalars: int) -> None:
@@ -248,7 +254,7 @@ CONVOLUTIONS: list[tuple[Any, ...]] = [  # in, out, kernel, stride, padding, dil
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("scalars", [1, 2])
 @pytest.mark.parametrize("activation", [None, "relu", "tanh"])
-@pytest.mark.parametrize("options", CONVOLUTIONS, ids=lambda value: getattr(value, "__name__", str(value)))
+@pytest.mark.parametrize("options", CONVOLUTIONS, ids=named)
 def test_convolutions(options: tuple[Any, ...], activation: str | None, scalars: int) -> None:
     inputs, outputs, kernel, stride, padding, dilation, groups = options
     w, b = normal(outputs, inputs // groups, *kernel), normal(outputs)
@@ -278,7 +284,7 @@ POOLS: list[tuple[Any, ...]] = [  # size, stride, padding, dilation, ceil_mode
 
 @pytest.mark.parametrize("scalars", [1, 3])
 @pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("options", POOLS, ids=lambda value: getattr(value, "__name__", str(value)))
+@pytest.mark.parametrize("options", POOLS, ids=named)
 def test_max_pooling(options: tuple[Any, ...], relu: bool, scalars: int) -> None:
     size, stride, padding, dilation, ceil_mode = options
     step = MaxPool2d(*options)
@@ -386,7 +392,7 @@ CALLS: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("function", "args", "options"), CALLS, ids=lambda value: getattr(value, "__name__", str(value)))
+@pytest.mark.parametrize(("function", "args", "options"), CALLS, ids=named)
 def test_functions(function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
     check(
         FUNCTIONS[function](*args, **options), lambda x: function(x, *args, **options), normal(BATCH_SIZE, 2, 5, 6), 2
