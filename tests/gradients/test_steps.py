@@ -43,6 +43,9 @@ from sparring.gradients.steps import (
     form_of,
 )
 
+# Said once in a process, by whichever test comes first.
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+
 
 def named(value: object) -> str:
     """What a parameter is called, in every process the same."""
