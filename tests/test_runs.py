@@ -396,8 +396,8 @@ def test_a_checkpoint_is_whole_before_it_has_its_name_and_after_its_log(
         f"fsync .000002.safetensors.part {whole}",
         f"replace .000002.safetensors.part {whole} -> 000002.safetensors",
         "fsync checkpoints",
-        "unlink 000000.checksum",
         "unlink 000000.safetensors",
+        "unlink 000000.checksum",
     ]
 
 

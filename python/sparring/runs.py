@@ -262,13 +262,10 @@ class Run:
 
     def _drop_old(self) -> None:
         """Remove checkpoints before the last that are kept, and what a killed process left of their removal."""
-        if self._next is not None:
-            files = [
-                *(self.path / "checkpoints").glob("*.safetensors"),
-                *(self.path / "checkpoints").glob("*.checksum"),
-            ]
-            for file in sorted(file for file in files if file.stem.isdigit()):
-                if number_of(file) < self._next - KEPT_CHECKPOINTS:
+        first = (self._next or 0) - KEPT_CHECKPOINTS
+        for kind in ("*.safetensors", "*.checksum"):  # in this order none is ever without its checksum
+            for file in (self.path / "checkpoints").glob(kind):
+                if file.stem.isdigit() and number_of(file) < first:
                     file.unlink()
 
     @contextlib.contextmanager
