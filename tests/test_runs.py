@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -543,6 +544,48 @@ def test_half_written_checkpoint_is_not_seen(tmp_path: Path) -> None:
     found = run.checkpoint()
     assert found is not None
     assert found[1]["epoch"] == 1
+
+
+def test_what_a_killed_process_left_of_old_checkpoints_is_removed(tmp_path: Path) -> None:
+    """Killed before it removed one, or between the checkpoint and its checksum; the run is over and saves no more."""
+    run = Run.create(tmp_path, "a", {})
+    with run:
+        for epoch in range(4):
+            saved(run, epoch)
+    folder = run.path / "checkpoints"
+    wanted = contents(folder)
+    for name in ("000001.safetensors", "000001.checksum", "000000.checksum"):
+        shutil.copy(folder / f"000002{Path(name).suffix}", folder / name)
+    with Run.open(run.path) as again:
+        assert again.restore() is not None
+        assert len(list(folder.iterdir())) == 7  # nothing is changed before the block ends
+    assert contents(folder) == wanted
+
+
+def test_of_damaged_checkpoints_none_takes_the_place_of_a_whole_one(tmp_path: Path) -> None:
+    """The one that was gone on from stays until there are later ones that are whole."""
+    run = Run.create(tmp_path, "a", {})
+    with run:
+        for epoch in range(2):
+            saved(run, epoch)
+    folder = run.path / "checkpoints"
+    for number in (2, 3):
+        (folder / f"{number:06d}.safetensors").write_bytes(b"of zeros")
+    for _ in range(2):
+        with Run.open(run.path) as again:
+            again.tell = lambda text: None
+            found = again.restore()
+        assert found is not None
+        assert found.state["epoch"] == 1
+    with Run.open(run.path) as again:
+        again.tell = lambda text: None
+        again.restore()
+        for epoch in (2, 3):
+            saved(again, epoch)
+    assert [path.name for path in run.checkpoints()] == ["000002.safetensors", "000003.safetensors"]
+    found_again = run.checkpoint()
+    assert found_again is not None
+    assert found_again[1]["epoch"] == 3
 
 
 def test_last_two_checkpoints_are_kept(tmp_path: Path) -> None:

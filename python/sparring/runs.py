@@ -177,9 +177,7 @@ class Run:
         _files.write(checksum_of(path), f"{_files.digest(content)} *{path.name}\n")
         _files.write(path, content)
         self._next += 1
-        for old in self.checkpoints()[:-KEPT_CHECKPOINTS]:
-            old.unlink()
-            checksum_of(old).unlink(missing_ok=True)
+        self._drop_old()
 
     def checkpoints(self) -> list[Path]:
         """The checkpoints, oldest first."""
@@ -259,7 +257,16 @@ class Run:
         if pending is not None and not pending.done:
             if len(self._logged()) > pending.size:
                 os.truncate(self.path / "metrics.jsonl", pending.size)
+            self._drop_old()
             pending.done = True
+
+    def _drop_old(self) -> None:
+        """Remove checkpoints before the last that are kept, and what a killed process left of their removal."""
+        first = (self._next or 0) - KEPT_CHECKPOINTS
+        for kind in ("*.safetensors", "*.checksum"):  # in this order none is ever without its checksum
+            for file in (self.path / "checkpoints").glob(kind):
+                if file.stem.isdigit() and number_of(file) < first:
+                    file.unlink()
 
     @contextlib.contextmanager
     def _events(self) -> Iterator[Board]:
