@@ -10,13 +10,14 @@ import math
 import random
 import warnings
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sparring.attacks import AttackResult, GradientMaskingWarning, _search
+from sparring.attacks import AttackResult, GradientMaskingWarning, _search, pgd
 from sparring.attacks._norms import Ball, LinfBall
 from sparring.attacks._search import Moves, Options, Query, Stage, search
 
@@ -173,3 +174,37 @@ def ledger(runs: list[list[Visit]], first: int, early_stop: bool) -> tuple[int, 
                 best, best_loss = 1 + run * (budget + 1) + step, loss
             fooled = fooled or visit.reached
     return best, Kept(fooled, steps, bad)
+
+
+@pytest.mark.parametrize(("change", "error", "match"), [
+    ({"labels": torch.zeros(2, dtype=torch.int64, device="meta")}, ValueError, "labels are on device 'meta', but inputs"),
+    ({"targets": torch.zeros(2, dtype=torch.int64, device="meta")}, ValueError, "targets are on device 'meta'"),
+    ({"inputs": torch.zeros(2, 1, dtype=torch.float64, device="meta")}, ValueError, "inputs are on device 'meta'"),
+    ({"labels": torch.zeros(2, dtype=torch.complex64)}, ValueError, "labels must be class indices"),
+    ({"labels": torch.zeros(2, dtype=torch.bool)}, ValueError, "labels must be class indices"),
+    ({"labels": torch.zeros(2, 1, dtype=torch.int64)}, ValueError, "labels must be class indices"),
+    ({"labels": "ab"}, TypeError, "labels must be class indices"),
+    ({"targets": torch.tensor([0, -1])}, ValueError, "targets must not be negative; got -1"),
+    ({"eps": "wide"}, TypeError, "eps must be a number"), ({"eps": torch.ones(2, 1)}, ValueError, "eps must be a number"),
+    ({"eps": torch.tensor([0.1, -0.1])}, ValueError, "eps must be at least 0"),
+    ({"eps": torch.tensor([0.1, math.inf])}, ValueError, "eps must be at least 0 and finite"),
+    ({"bounds": (0.0, math.inf)}, ValueError, "bounds must be"), ({"bounds": (0.0, 0.0)}, ValueError, "bounds must be"),
+    ({"bounds": 3}, TypeError, "bounds must be two numbers"), ({"restarts": True}, ValueError, "restarts must be"),
+    ({"batch_size": -1}, ValueError, "batch_size must be"), ({"steps": True}, ValueError, "steps must be"),
+])  # fmt: skip
+def test_mistakes_are_named(change: dict[str, Any], error: type[Exception], match: str) -> None:
+    model = nn.Linear(1, 3).double()
+    given: dict[str, Any] = {
+        "inputs": torch.zeros(2, 1).double(), "labels": torch.tensor([0, 1]), "eps": 0.1, "steps": 2,
+    } | change  # fmt: skip
+    with pytest.raises(error, match=match):
+        pgd(model, given.pop("inputs"), given.pop("labels"), **given)
+
+
+@pytest.mark.parametrize("labels", [[0, 1], (0, 1), torch.tensor([0, 1], dtype=torch.uint8), np.array([0, 1])])
+def test_labels_of_any_kind_of_integers(labels: Any) -> None:
+    model = nn.Linear(1, 3).double()
+    x = torch.tensor([[0.3], [0.6]]).double()
+    wanted = pgd(model, x, torch.tensor([0, 1]), eps=0.1, steps=3)
+    assert torch.equal(pgd(model, x, labels, eps=0.1, steps=3), wanted)
+    assert torch.equal(pgd(model, x, labels, eps=torch.tensor(0.1).double(), steps=3), wanted)

@@ -261,6 +261,7 @@ def test_inputs_a_rounding_outside_are_brought_inside_first() -> None:
     found = evaluate(Sign(), x, y, [looks], eps=0.0, bounds=(-1.0, 1.0))
     assert seen == [1.0]
     assert found.rows[0].distances["Linf"][:8].tolist() == [0.0] * 8
+    assert not found.rows[0].infeasible.any(), "eps 0 allows the input"
 
 
 def test_points_of_another_type_are_rounded_before_they_are_judged() -> None:

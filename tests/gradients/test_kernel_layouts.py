@@ -134,3 +134,28 @@ def test_strides_do_not_matter(name: str) -> None:
                 torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13, msg=f"argument {at}, {layout}")
     assert all("has no rows that are contiguous" in why for why in refused)
     assert not refused or "activation" in name or "in place" in name
+
+
+@pytest.mark.parametrize("name", ["labels", "targets"])
+@pytest.mark.parametrize("call", ["loss_grad", "loss_grad of several", "dense_network", "dense_network of several"])
+def test_classes_are_of_the_batch_and_int64(call: str, name: str) -> None:
+    """What would be read as addresses of other memory is refused."""
+    several = call.endswith("several")
+    x = normal(3, 4)
+    layers = [DenseLayer(normal(2, 2, 4) if several else normal(2, 4), None)]
+
+    def run(**changed: Tensor) -> Any:
+        classes = {"labels": torch.tensor([0, 1, 0]), "targets": torch.tensor([1, 0, 1])} | changed
+        if call.startswith("loss_grad"):
+            logits = normal(2, 3, 2) if several else normal(3, 2)
+            return kernels.loss_grad(logits, None, classes["labels"], classes["targets"])
+        return kernels.dense_network(x, layers, classes["labels"], classes["targets"])
+
+    assert run().loss.shape == (3,)
+    for wrong, reason in (
+        (torch.tensor([0, 1]), f"{name} does not fit the batch"), (torch.tensor([[0, 1, 0]]), "does not fit the batch"),
+        (torch.tensor([0, 1, 0], dtype=torch.int32), rf"{name} are torch\.int32 on 'cpu', not int64"),
+        (torch.zeros(3, dtype=torch.int64, device="meta"), rf"{name} are torch\.int64 on 'meta', not int64 on 'cpu'"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=reason):
+            run(**{name: wrong})

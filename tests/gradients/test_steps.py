@@ -530,3 +530,15 @@ def test_some_inputs_that_an_answer_does_not_use_have_no_gradient() -> None:
     parameter = torch.ones(2, 3, dtype=torch.float64, requires_grad=True)
     _, saved = asked(lambda x: parameter * 2, normal(2, 3))
     assert torch.equal(Autograd(len).backward(torch.ones(2, 3).double(), saved), torch.zeros(2, 3).double())
+
+
+def test_weights_are_kept_in_bfloat16_where_that_is_what_is_computed_in() -> None:
+    small, large = nn.Linear(4, 3), nn.Linear(2**10, 2**9)
+    for layer, keeps in ((small, True), (large, False)):
+        step = Linear(layers.live(layer, "weight"), layers.live(layer, "bias"))
+        assert step.take(torch.ones(1, 1), "float32") is step
+        assert (step.take(torch.ones(1, 1), "bf16") is not step) == keeps
+    step = Linear(layers.live(small, "weight"), layers.live(small, "bias"))
+    step.keeps_bfloat16 = False
+    assert step.take(torch.ones(1, 1), "bf16") is step
+    assert Linear(layers.live(small.double(), "weight"), layers.live(small, "bias")).take(torch.ones(1), "bf16")
