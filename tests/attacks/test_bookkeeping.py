@@ -177,7 +177,7 @@ def ledger(runs: list[list[Visit]], first: int, early_stop: bool) -> tuple[int, 
 
 
 @pytest.mark.parametrize(("change", "error", "match"), [
-    ({"labels": torch.zeros(2, dtype=torch.int64, device="meta")}, ValueError, "labels are on device 'meta', but inputs"),
+    ({"labels": torch.zeros(2, dtype=torch.int64, device="meta")}, ValueError, "labels are on device 'meta', but"),
     ({"targets": torch.zeros(2, dtype=torch.int64, device="meta")}, ValueError, "targets are on device 'meta'"),
     ({"inputs": torch.zeros(2, 1, dtype=torch.float64, device="meta")}, ValueError, "inputs are on device 'meta'"),
     ({"labels": torch.zeros(2, dtype=torch.complex64)}, ValueError, "labels must be class indices"),
@@ -185,7 +185,8 @@ def ledger(runs: list[list[Visit]], first: int, early_stop: bool) -> tuple[int, 
     ({"labels": torch.zeros(2, 1, dtype=torch.int64)}, ValueError, "labels must be class indices"),
     ({"labels": "ab"}, TypeError, "labels must be class indices"),
     ({"targets": torch.tensor([0, -1])}, ValueError, "targets must not be negative; got -1"),
-    ({"eps": "wide"}, TypeError, "eps must be a number"), ({"eps": torch.ones(2, 1)}, ValueError, "eps must be a number"),
+    ({"eps": "wide"}, TypeError, "eps must be a number"),
+    ({"eps": torch.ones(2, 1)}, ValueError, "eps must be a number"),
     ({"eps": torch.tensor([0.1, -0.1])}, ValueError, "eps must be at least 0"),
     ({"eps": torch.tensor([0.1, math.inf])}, ValueError, "eps must be at least 0 and finite"),
     ({"bounds": (0.0, math.inf)}, ValueError, "bounds must be"), ({"bounds": (0.0, 0.0)}, ValueError, "bounds must be"),
@@ -207,4 +208,4 @@ def test_labels_of_any_kind_of_integers(labels: Any) -> None:
     x = torch.tensor([[0.3], [0.6]]).double()
     wanted = pgd(model, x, torch.tensor([0, 1]), eps=0.1, steps=3)
     assert torch.equal(pgd(model, x, labels, eps=0.1, steps=3), wanted)
-    assert torch.equal(pgd(model, x, labels, eps=torch.tensor(0.1).double(), steps=3), wanted)
+    assert torch.equal(pgd(model, x, labels, eps=torch.tensor(0.1, dtype=torch.float64), steps=3), wanted)

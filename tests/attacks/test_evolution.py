@@ -336,3 +336,22 @@ def test_numpy_seeds() -> None:
     a = evolve(towards(sphere), low, high, generations=5, seeds=np.array([3, 4]))
     b = evolve(towards(sphere), low, high, generations=5, seeds=[3, 4])
     assert torch.equal(a.best, b.best)
+
+
+def test_inputs_that_are_mistaken_already_took_no_generation() -> None:
+    """Also where the candidates, which are other points, take some to be mistaken as well."""
+
+    class Narrow(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            flat = x.flatten(1)
+            wrong = ((flat == 0.5).all(1) | (flat > 0.97).any(1)).to(x.dtype)
+            return torch.stack([1 - wrong, wrong + 1e-3 * flat.amax(1)], 1)
+
+    x = torch.full((2, 1, 3, 3), 0.5, dtype=torch.float64)
+    x[1, 0, 0, 0] = 0.4
+    found = differential_evolution(
+        Narrow(), x, torch.zeros(2, dtype=torch.int64), population=6, steps=30, early_stop=False, return_result=True
+    )
+    assert found.success.all()
+    assert found.steps_used[0] == 0
+    assert 0 < int(found.steps_used[1]) <= 30

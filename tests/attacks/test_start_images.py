@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sparring.attacks import recover
+from sparring.attacks._descent import L1Ball
 from sparring.attacks._start import Starts, check_images
 
 SHAPE = (2, 5, 10)
@@ -136,3 +139,24 @@ def test_what_suits(changes: dict[str, Any]) -> None:
 def test_what_does_not_suit_is_named(changes: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         check_images(3, SHAPE, torch.device("cpu"), **(FINE | changes))
+
+
+@pytest.mark.parametrize(("shape", "s_max", "k"), [
+    ((1, 28, 28), 300, 31), ((1, 8, 8), 300, 16), ((1, 8, 8), 30, 16), ((1, 8, 8), 10, 10), ((1, 28, 28), 30, 16),
+    ((3, 32, 32), 300, 100), ((1, 8, 8), 0, 1), ((1, 1, 2), 1, 1),
+])  # fmt: skip
+def test_entries_that_a_step_moves_by_default(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], s_max: int, k: int
+) -> None:
+    """The smaller of D / 25 and s_max / 3 but at least 16, and not more than s_max."""
+    seen: list[int] = []
+
+    class Seen(L1Ball):
+        def __init__(self, *args: Any, k: int, **options: Any) -> None:
+            seen.append(k)
+            super().__init__(*args, k=k, **options)
+
+    monkeypatch.setattr("sparring.attacks.recovery.L1Ball", Seen)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 3))
+    recover(model, [1], shape, method="l1", steps=0, s_max=s_max)
+    assert seen == [k]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import sparring as sp
 from sparring.gradients.members import OnDevice
@@ -45,3 +49,69 @@ def test_on_a_device_members_go_side_by_side_to_the_same_numbers(rows: int) -> N
     grad = torch.rand(M, 5 * rows, K, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     wanted = step.backward(grad.clone(), saved)
     torch.testing.assert_close(step.backward(grad.clone(), (flat.dtype, tape)), wanted)
+
+
+class Called(nn.Module):
+    """A network whose forward does something between two layers."""
+
+    def __init__(self, between: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last, self.between = nn.Conv2d(1, 3, 3), nn.Linear(12, K), between
+        self.norm = nn.Linear(3, 12)
+        self.register_buffer("scale", torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.between(self, self.first(x)))
+
+
+@pytest.mark.parametrize("between", [
+    lambda self, x: x.flatten(1), lambda self, x: x.flatten(1, -1), lambda self, x: torch.flatten(x, 1),
+    lambda self, x: torch.flatten(x, start_dim=1, end_dim=-1), lambda self, x: x.view(x.size(0), -1).relu(),
+    lambda self, x: x.reshape(x.size(0), -1), lambda self, x: torch.relu(x).flatten(1) + 1,
+])  # fmt: skip
+def test_what_keeps_features_apart_is_stacked(between: Any) -> None:
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        nets = [self_contained(between) for _ in range(2)]
+    stack = sp.StackedEnsemble(nets, combine="logits")
+    assert stack.reasons == []
+    x = torch.rand(5, 1, 4, 4)
+    torch.testing.assert_close(stack.member_logits(x), torch.stack([net(x) for net in nets]))
+    torch.testing.assert_close(stack._apart(stack.net(x)), torch.stack([net(x) for net in nets]))
+
+
+def self_contained(between: Any) -> nn.Module:
+    net = Called(between)
+    del net.norm, net.scale
+    return net.eval()
+
+
+@pytest.mark.parametrize(("between", "reason"), [
+    (lambda self, x: x.flatten(0, 1).view(5, 12), "flatten"), (lambda self, x: x.flatten(1, 2).flatten(1), "flatten"),
+    (lambda self, x: x.view(-1, 12), "view"),
+    (lambda self, x: x.mean(1, keepdim=True).flatten(1), "mean"), (lambda self, x: x.flatten(1).softmax(1), "softmax"),
+    (lambda self, x: x.transpose(1, 2).flatten(1), "transpose"), (lambda self, x: x.sum((2, 3)), "sum"),
+    (lambda self, x: x.view(x.size(1), -1), "size|view"),
+])  # fmt: skip
+def test_what_mixes_features_is_not_stacked(between: Any, reason: str) -> None:
+    nets = [self_contained(between) for _ in range(2)]
+    (why,) = sp.StackedEnsemble(nets).reasons
+    assert re.search(reason, why), why
+
+
+def test_tensors_of_no_layer_are_named() -> None:
+    """Those that forward uses itself, and those that it does not use: their members would not be told apart."""
+    x = torch.rand(5, 1, 4, 4)
+    for between, drop, why in (
+        (lambda self, x: x.flatten(1), "scale", "norm: weights of no layer that forward calls"),
+        (lambda self, x: x.flatten(1), "norm", "scale: weights of no layer that forward calls"),
+        (lambda self, x: x.flatten(1), "", "norm, scale: weights of no layer that forward calls"),
+        (lambda self, x: (x * self.scale).flatten(1), "norm", "scale, a tensor that forward uses"),
+    ):
+        nets = [Called(between).eval() for _ in range(2)]
+        for net in nets:
+            if drop:
+                delattr(net, drop)
+        stack = sp.StackedEnsemble(nets, combine="logits")
+        assert stack.reasons == [why]
+        torch.testing.assert_close(stack.member_logits(x), torch.stack([net(x) for net in nets]))

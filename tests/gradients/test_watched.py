@@ -212,6 +212,14 @@ def test_closures_are_watched() -> None:
     assert reads([model]).reasons == ["forward uses factor, a list that is not the model's and may change"]
 
 
+def test_slots_classes_and_modules_of_a_class_are_harmless() -> None:
+    model = of(
+        lambda self, x: x * self.gain, __slots__=("gain",), Inner=Settings, own=OWN, __annotations__={"gain": float}
+    )
+    assert reads([model]).reasons == []
+    assert reads([of(lambda self, x: self.Inner and self.own and x, Inner=Settings, own=OWN)]).reasons == []
+
+
 def test_other_names_are_not_watched() -> None:
     found = reads([of(lambda self, x: x * 2)])
     assert found == Reads([], [])

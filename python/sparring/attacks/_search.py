@@ -313,6 +313,8 @@ def check(inputs: Tensor, options: Options) -> None:
     if not isinstance(inputs, Tensor) or inputs.dtype not in (torch.float32, torch.float64) or inputs.dim() < 2:
         have = f"{inputs.dtype} of shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
         raise TypeError(f"inputs must be a float32 or float64 tensor (B, ...), not {have}")
+    if inputs.is_meta:
+        raise ValueError("inputs are on device 'meta': they have no entries")
 
 
 def positive(name: str, value: float | None) -> None:
