@@ -209,3 +209,16 @@ def test_labels_of_any_kind_of_integers(labels: Any) -> None:
     wanted = pgd(model, x, torch.tensor([0, 1]), eps=0.1, steps=3)
     assert torch.equal(pgd(model, x, labels, eps=0.1, steps=3), wanted)
     assert torch.equal(pgd(model, x, labels, eps=torch.tensor(0.1, dtype=torch.float64), steps=3), wanted)
+
+
+def test_nothing_to_attack_has_the_same_types() -> None:
+    model = nn.Linear(1, 3).double()
+    x, y = torch.rand(2, 1, dtype=torch.float64), torch.tensor([0, 1])
+    some = pgd(model, x, y, eps=0.1, steps=2, return_result=True)
+    none = pgd(model, x[:0], y[:0], eps=0.1, steps=2, return_result=True)
+    assert isinstance(some, AttackResult)
+    assert isinstance(none, AttackResult)
+    for name, value in vars(some).items():
+        other = getattr(none, name)
+        assert other.shape == (0, *value.shape[1:])
+        assert other.dtype is value.dtype or name == "loss"

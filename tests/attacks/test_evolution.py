@@ -355,3 +355,22 @@ def test_inputs_that_are_mistaken_already_took_no_generation() -> None:
     assert found.success.all()
     assert found.steps_used[0] == 0
     assert 0 < int(found.steps_used[1]) <= 30
+
+
+def test_blocks_of_inputs_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the genes of one input are more than a block holds."""
+    from sparring.attacks import evolution
+
+    x = torch.rand(5, 1, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(9, 3)).double()
+    y = torch.arange(5) % 3
+
+    def attack() -> Tensor:
+        found = differential_evolution(model, x, y, population=8, steps=3)
+        assert isinstance(found, Tensor)
+        return found
+
+    whole = attack()
+    for genes in (1, 24, 50, 10**6):
+        monkeypatch.setattr(evolution, "_GENES", genes)
+        torch.testing.assert_close(attack(), whole, rtol=0, atol=0)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sparring import attacks
 from sparring.attacks import AttackResult, GradientMaskingWarning
 from sparring.attacks._box_lbfgs import PENALTIES, REJECTED, BoxLbfgs
+from sparring.attacks.lbfgs import Answer, _first_weight
 
 
 class Plane(nn.Module):
@@ -62,6 +63,26 @@ def test_inputs_that_are_mistaken_already_are_not_moved() -> None:
     assert float(found.distance[1]) == pytest.approx(0.4 / (0.36 + 0.16) ** 0.5, rel=1e-3)
     assert int(found.steps_used[0]) == 0
     assert int(found.steps_used[1]) > 0
+
+
+def test_the_longest_history_and_single_steps_work() -> None:
+    x = torch.tensor([[0.9, 0.9, 0.5]], dtype=torch.float64)
+    for options in ({"history": 16}, {"history": 1}, {"weights": 1}, {"steps": 0}):
+        assert len(attack(Plane(), x, torch.tensor([1]), **options)) == 1
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_the_first_weight_is_read_off_a_linear_model(penalty: str) -> None:
+    """Where the penalty balances half of the gradient at the boundary, which lies ``margin / steepness`` away."""
+    grad = torch.tensor([[3.0, -4.0], [0.0, 0.0], [torch.nan, 1.0], [1e-100, 0.0]], dtype=torch.float64)
+    margin = torch.tensor([-2.0, -1.0, -1.0, -1.0], dtype=torch.float64)
+    weight, hopeless = _first_weight(penalty, Answer(grad, torch.zeros(4), margin))
+    assert hopeless.tolist() == [False, True, True, False]
+    steepness = 4.0 if penalty == "L1" else 5.0
+    wanted = steepness / 2 if penalty != "squared L2" else steepness**2 / (4 * 2.0)
+    assert float(weight[0]) == pytest.approx(wanted)
+    assert bool((weight > 0).all())
+    assert _first_weight(penalty, Answer(grad, torch.full((4,), torch.inf), margin))[1].all()
 
 
 @pytest.mark.parametrize("change", [

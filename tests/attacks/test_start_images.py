@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sparring import losses
 from sparring.attacks import recover
 from sparring.attacks._descent import L1Ball
+from sparring.attacks._objective import Objective
 from sparring.attacks._start import Starts, check_images
 
 SHAPE = (2, 5, 10)
@@ -160,3 +162,21 @@ def test_entries_that_a_step_moves_by_default(
     model = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 3))
     recover(model, [1], shape, method="l1", steps=0, s_max=s_max)
     assert seen == [k]
+
+
+@pytest.mark.parametrize("hidden", [{}, {"1": 2.0}])
+def test_an_objective_is_in_no_graph_and_adds_its_penalties(hidden: dict[str, float]) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.Linear(4, 3)).double()
+    x, targets = torch.rand(5, 2, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1])
+    by_margin = torch.tensor([True, False, True, False, False])
+    found = Objective(model, hidden, targets)(x, targets, by_margin, 0.5)
+    assert not any(part.requires_grad for part in found)
+    leaf = x.clone().requires_grad_()
+    logits = model(leaf)
+    wanted = torch.where(by_margin, losses.evaluate("margin", logits, targets), losses.evaluate("ce", logits, targets))
+    if hidden:
+        wanted = wanted + 0.5 * 2.0 * model[1](leaf.flatten(1)).abs().sum(1) / 4
+    (grad,) = torch.autograd.grad(wanted.sum(), leaf)
+    torch.testing.assert_close(found.loss, wanted.detach())
+    torch.testing.assert_close(found.grad, grad)
+    torch.testing.assert_close(found.log_prob, logits.log_softmax(1).gather(1, targets[:, None])[:, 0].detach())

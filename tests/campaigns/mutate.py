@@ -44,7 +44,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "attacks": ("attacks", "evaluation", "test_evaluation.py", "test_defaults.py"),
     "gradients": ("gradients", "ensembles", "test_losses.py", "test_defaults.py"),
     "tracing": ("gradients", "test_defaults.py"),
-    "ensembles": ("ensembles", "gradients", "test_defaults.py"),
+    "ensembles": ("ensembles", "gradients", "analysis/test_ensembles.py", "test_defaults.py"),
     "evaluation": ("evaluation", "test_evaluation.py", "attacks/test_starts.py"),
     "lipschitz": ("lipschitz",),
     "runs.py": ("test_runs.py", "training"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import sparring as sp
-from sparring.gradients.members import OnDevice
+from sparring.gradients.members import Members, OnDevice, StackedDense
 
 M, K = 3, 6
 
@@ -115,3 +115,20 @@ def test_tensors_of_no_layer_are_named() -> None:
         stack = sp.StackedEnsemble(nets, combine="logits")
         assert stack.reasons == [why]
         torch.testing.assert_close(stack.member_logits(x), torch.stack([net(x) for net in nets]))
+
+
+def test_dense_members_are_one_stack_and_those_with_convolutions_go_one_by_one_on_a_cpu() -> None:
+    """The same numbers either way: what is quicker where."""
+    flat, image = torch.rand(2, 4), torch.rand(2, 1, 4, 4)
+    dense = sp.StackedEnsemble([nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, K)) for _ in range(2)])
+    convolutional = sp.StackedEnsemble([self_contained(lambda self, x: x.flatten(1)) for _ in range(2)])
+    odd = sp.StackedEnsemble([nn.Sequential(nn.Linear(4, K), nn.Softmax(1)) for _ in range(2)])
+    assert not dense._one_by_one(flat)
+    assert convolutional._one_by_one(image)
+    assert not convolutional._one_by_one(image.to("meta"))
+    assert odd._one_by_one(flat)
+    assert [type(sp.lower(stack).steps[0]) for stack in (dense, convolutional, odd)] == [
+        StackedDense,
+        OnDevice,
+        Members,
+    ]

@@ -46,7 +46,7 @@ class Call(NamedTuple):
 
 
 def calls() -> Iterator[tuple[str, Call]]:
-    for shape in ((4, 3, 5), (1, 3, 5), (4, 1, 5), (4, 3, 1), (1, 1, 1), (2, 0, 3)):
+    for shape in ((4, 3, 5), (4, 3, 2), (1, 3, 5), (4, 1, 5), (4, 3, 1), (1, 1, 1), (2, 0, 3)):
         m, b, k = shape
         yield f"bias_activation_ {shape}", Call(
             lambda z, bias: kernels.bias_activation_(z, bias, "tanh", out=torch.empty(z.shape, dtype=z.dtype)),
@@ -74,7 +74,11 @@ def calls() -> Iterator[tuple[str, Call]]:
                 ),
                 (normal(*shape), normal(m).softmax(0), whole(b, k), (whole(b, k) + 1) % k),
             )  # fmt: skip
-            yield f"loss_grad {shape}", Call(kernels.loss_grad, (normal(b, k), normal(1), whole(b, k)))
+            yield f"loss_grad {shape}", Call(kernels.loss_grad, (normal(b, k), normal(1), (whole(b, k) + 1) % k))
+            yield f"loss_grad of one with targets {shape}", Call(
+                lambda logits, labels, targets: kernels.loss_grad(logits, None, labels, targets, "dlr"),
+                (normal(b, max(k, 4)), (whole(b, k) + 1) % k, whole(b, k)),
+            )  # fmt: skip
     for m, b, k in ((1, 3, 4), (3, 3, 4), (3, 1, 2), (2, 3, 2), (1, 1, 2)):
         weights = (normal(m, 6, 5), normal(m, 6), normal(m, k, 6), normal(m, k))
         weights = weights if m > 1 else tuple(w[0] for w in weights)
@@ -84,6 +88,13 @@ def calls() -> Iterator[tuple[str, Call]]:
             ),
             (normal(b, 5), *weights, whole(b, k), (whole(b, k) + 1) % k),
         )  # fmt: skip
+        yield (
+            f"dense_network without targets {(m, b, k)}",
+            Call(
+                lambda x, a, e, labels: kernels.dense_network(x, [DenseLayer(a, None), DenseLayer(e, None)], labels),
+                (normal(b, 5), weights[0], weights[2], (whole(b, k) + 1) % k),
+            ),
+        )
     for shape in ((2, 3, 6, 7), (2, 1, 6, 7), (1, 3, 6, 6), (1, 1, 6, 7), (3, 6, 2, 2)):
         b, c, h, w = shape
         yield (

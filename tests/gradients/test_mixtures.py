@@ -136,3 +136,16 @@ def test_a_mixture_of_probabilities_is_that_of_one_model_where_there_is_one() ->
     logits = normal(1, B, K)
     for combine in ("probs", "loss"):
         torch.testing.assert_close(mix(logits, torch.ones(1).double(), combine), F.log_softmax(logits[0], -1))
+
+
+@pytest.mark.parametrize("combine", COMBINES)
+def test_weights_that_were_made_in_inference_mode(combine: str) -> None:
+    """Autograd cannot keep those."""
+    with torch.inference_mode():
+        weights = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    mixture = Combine(SimpleNamespace(combine=combine, weights=weights))
+    found = loss_grad(squares, normal(M, B, K), mixture, torch.arange(B) % K, None)
+    plain = Combine(SimpleNamespace(combine=combine, weights=WEIGHTS[1]))
+    wanted = loss_grad(squares, normal(M, B, K), plain, torch.arange(B) % K, None)
+    torch.testing.assert_close(found.grad, wanted.grad)
+    torch.testing.assert_close(found.loss, wanted.loss)

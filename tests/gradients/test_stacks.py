@@ -90,6 +90,13 @@ def test_a_stack_is_its_members(name: str, dtype: torch.dtype, scalars: int) -> 
             )
 
 
+def test_one_member_is_a_stack() -> None:
+    (net,) = members("two", 1)
+    x = normal(B, 6)
+    logits, _ = whole([net]).forward(x)
+    torch.testing.assert_close(logits[0], net(x).detach())
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_passes_that_overlap_share_no_memory(dtype: torch.dtype) -> None:
     nets = [net.to(dtype) for net in members("three")]

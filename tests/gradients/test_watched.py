@@ -248,7 +248,7 @@ def reads_a_clock(self: Any, x: Tensor) -> Tensor:
 def imports_a_clock(self: Any, x: Tensor) -> Tensor:
     import datetime
 
-    return x * datetime.datetime.now().second
+    return x * (lambda now: now.second)(datetime.datetime.now())
 
 
 def opens(self: Any, x: Tensor) -> Tensor:

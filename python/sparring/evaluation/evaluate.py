@@ -303,7 +303,7 @@ def _check(
     low, high = bounds
     if not low < high:
         raise ValueError(f"bounds must be (lo, hi) with lo < hi; got {bounds}")
-    least, most = (float(end) for end in x.aminmax())
+    least, most = (float(end) for end in x.detach().aminmax())
     if not (least >= low - slack(bounds) and most <= high + slack(bounds)):
         raise ValueError(
             f"x ranges over [{least:.7g}, {most:.7g}], outside bounds {bounds}; scale it, or pass the bounds it has. "

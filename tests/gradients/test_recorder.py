@@ -1,0 +1,168 @@
+"""What a graph does not show is refused when forward is followed, before anything is compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+import sparring as sp
+from sparring.tracing import Untraceable, trace
+
+
+class Made(nn.Module):
+    def __init__(self, body: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.linear, self.body = nn.Linear(4, 3), body
+        self.scale = nn.Parameter(torch.linspace(0.5, 2, 4))
+        self.register_buffer("shift", torch.ones(4))
+        self.count = 0
+        self.names: list[int] = []
+
+    def forward(self, x: Tensor) -> Any:
+        return self.body(self, x)
+
+
+def graph_of(body: Callable[[Any, Tensor], Any]) -> fx.Graph:
+    return trace(Made(body).eval(), lambda kind: False)
+
+
+class Double(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Any) -> Any:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        return grad
+
+
+def without_gradients(self: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        y = x * 2
+    return self.linear(y)
+
+
+def in_inference_mode(self: Any, x: Tensor) -> Tensor:
+    with torch.inference_mode():
+        y = x * 2
+    return self.linear(y)
+
+
+def set_grad(self: Any, x: Tensor) -> Tensor:
+    with torch.set_grad_enabled(False):
+        return self.linear(x)
+
+
+def under_autocast(self: Any, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return self.linear(x)
+
+
+def counts(self: Any, x: Tensor) -> Tensor:
+    self.count += 1
+    return self.linear(x)
+
+
+def appends(self: Any, x: Tensor) -> Tensor:
+    self.names.append(1)
+    return self.linear(x)
+
+
+def sets_a_buffer(self: Any, x: Tensor) -> Tensor:
+    self.shift = x
+    return self.linear(x)
+
+
+def writes_a_weight(self: Any, x: Tensor) -> Tensor:
+    self.scale.data = self.scale * 2
+    return self.linear(x)
+
+
+def branches(self: Any, x: Tensor) -> Tensor:
+    return self.linear(x) if x.sum() > 0 else x
+
+
+REFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
+    "no_grad": (without_gradients, "forward disables gradients"),
+    "inference mode": (in_inference_mode, "forward disables gradients"),
+    "set_grad_enabled": (set_grad, "forward disables gradients"),
+    "autocast": (under_autocast, "forward uses autocast"),
+    "a function of autograd": (
+        lambda self, x: Double.apply(x),
+        r"forward uses a torch\.autograd\.Function|disables gradients",
+    ),
+    "random numbers": (lambda self, x: x + torch.rand(4), r"forward draws random numbers \(rand\)"),
+    "random numbers in place": (lambda self, x: x + torch.empty(4).normal_(), "forward draws random numbers"),
+    "random numbers like others": (lambda self, x: x + torch.randn_like(self.shift), "forward draws random numbers"),
+    "an attribute": (counts, "forward sets count"),
+    "a list": (appends, "forward sets names"),
+    "a buffer": (sets_a_buffer, "forward cannot be traced|forward sets"),
+    "data of a weight": (writes_a_weight, r"forward sets \.data of a tensor"),
+    "a tensor": (lambda self, x: x + torch.tensor([1.0, 2.0, 3.0, 4.0]), "forward makes a tensor"),
+    "values": (branches, "forward cannot be traced: TraceError"),
+    "another module": (lambda self, x: nn.Linear(4, 3)(x), "forward calls a module that is not one|random numbers"),
+    "an error": (lambda self, x: self.nothing(x), "forward cannot be traced: AttributeError"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_no_graph_shows_is_refused(name: str) -> None:
+    body, why = REFUSED[name]
+    with pytest.raises(Untraceable, match=why):
+        graph_of(body)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_the_mode_of_the_caller_does_not_matter(mode: Callable[[], Any]) -> None:
+    with mode():
+        graph = graph_of(lambda self, x: self.linear(x * self.scale))
+    assert [node.op for node in graph.nodes] == ["placeholder", "get_attr", "call_function", "call_module", "output"]
+
+
+def test_arguments_of_forward() -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x + y
+
+    class Default(nn.Module):
+        def forward(self, x: Tensor, factor: float = 2.0, **options: Any) -> Tensor:
+            return x * factor
+
+    with pytest.raises(Untraceable, match=r"forward takes more than one argument \(x, y\)"):
+        trace(Two(), lambda kind: False)
+    assert len(trace(Default(), lambda kind: False).nodes) == 3
+
+
+def test_leaves_are_one_node_and_containers_are_walked() -> None:
+    class Inner(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2
+
+    model = nn.Sequential(nn.Sequential(nn.Linear(2, 2), Inner()), nn.ReLU())
+    walked = [str(node.target) for node in trace(model, lambda kind: False).nodes if node.op == "call_module"]
+    assert walked == ["0.0", "1"]
+    leaf = [str(node.target) for node in trace(model, lambda kind: kind is Inner).nodes if node.op == "call_module"]
+    assert leaf == ["0.0", "0.1", "1"]
+
+
+@pytest.mark.parametrize("body", [
+    lambda self, x: self.linear(x * self.scale.clamp(0.6, 1.5)), lambda self, x: self.linear(x + self.shift.mul(3)),
+    lambda self, x: self.linear(x / self.scale.add(1).sqrt()), lambda self, x: self.linear(x - self.shift.view(1, 4)),
+    lambda self, x: self.linear(x * torch.clamp(self.scale, min=0.7)),
+    lambda self, x: self.linear(self.scale.exp() * x),
+    lambda self, x: self.linear(x * self.scale.sum(dim=0, keepdim=True)),
+])  # fmt: skip
+def test_constants_are_computed_from_weights_anew(body: Callable[[Any, Tensor], Tensor]) -> None:
+    model = Made(body).double().eval()
+    x, y = torch.rand(3, 4, dtype=torch.float64), torch.tensor([0, 1, 2])
+    for _ in range(2):
+        found, wanted = sp.input_grad(model, x, y), sp.input_grad(lambda z: model(z), x, y)
+        assert sp.lower(model).is_lowered, sp.lower(model).reasons
+        torch.testing.assert_close(found.grad, wanted.grad)
+        torch.testing.assert_close(found.logits, wanted.logits)
+        with torch.no_grad():
+            model.scale.mul_(1.3)
