@@ -98,3 +98,14 @@ def test_one_kernel_pays_on_a_device_for_few_examples(count: int, pays: bool) ->
     assert not fused.worthwhile(torch.zeros(1, 2))
     there.dtype = torch.float16
     assert not fused.worthwhile(there)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("on_a_cpu")
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int32, torch.int64])
+def test_classes_of_any_integers(kind: torch.dtype) -> None:
+    lowered = sp.lower(perceptrons(1)[0])
+    wanted = fused.input_grad(lowered, X, LABELS, TARGETS, "dlr")
+    found = fused.input_grad(lowered, X, LABELS.to(kind), TARGETS.to(kind), "dlr")
+    assert wanted is not None
+    assert found is not None
+    torch.testing.assert_close(found.grad, wanted.grad, rtol=0, atol=0)
