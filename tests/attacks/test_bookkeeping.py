@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sparring.attacks import AttackResult, GradientMaskingWarning, _search, pgd
 from sparring.attacks._norms import Ball, LinfBall
 from sparring.attacks._search import Moves, Options, Query, Stage, search
+from sparring.attacks._seeds import example_seeds
 
 APART = 100  # between the points of two examples
 SLOPES = (1.0, -2.0, 0.0, math.nan, math.inf)
@@ -189,7 +190,9 @@ def ledger(runs: list[list[Visit]], first: int, early_stop: bool) -> tuple[int, 
     ({"eps": torch.ones(2, 1)}, ValueError, "eps must be a number"),
     ({"eps": torch.tensor([0.1, -0.1])}, ValueError, "eps must be at least 0"),
     ({"eps": torch.tensor([0.1, math.inf])}, ValueError, "eps must be at least 0 and finite"),
-    ({"bounds": (0.0, math.inf)}, ValueError, "bounds must be"), ({"bounds": (0.0, 0.0)}, ValueError, "bounds must be"),
+    ({"bounds": (0.0, math.inf)}, ValueError, "bounds must be"),
+    ({"bounds": (-math.inf, 1.0)}, ValueError, "bounds must be"),
+    ({"bounds": (0.0, 0.0)}, ValueError, "bounds must be"),
     ({"bounds": 3}, TypeError, "bounds must be two numbers"), ({"restarts": True}, ValueError, "restarts must be"),
     ({"batch_size": -1}, ValueError, "batch_size must be"), ({"steps": True}, ValueError, "steps must be"),
 ])  # fmt: skip
@@ -222,3 +225,11 @@ def test_nothing_to_attack_has_the_same_types() -> None:
         other = getattr(none, name)
         assert other.shape == (0, *value.shape[1:])
         assert other.dtype is value.dtype or name == "loss"
+
+
+def test_starts_are_those_of_the_entries_whatever_their_layout() -> None:
+    x = torch.rand(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    wanted = example_seeds(x, 2, None)
+    for other in (x.t().contiguous().t(), torch.stack([x, x], 2)[..., 1], x.clone().requires_grad_()):
+        assert torch.equal(example_seeds(other, 2, None), wanted)
+    assert not torch.equal(example_seeds(x.float(), 2, None), wanted)

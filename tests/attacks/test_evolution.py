@@ -374,3 +374,30 @@ def test_blocks_of_inputs_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None
     for genes in (1, 24, 50, 10**6):
         monkeypatch.setattr(evolution, "_GENES", genes)
         torch.testing.assert_close(attack(), whole, rtol=0, atol=0)
+
+
+def test_inputs_of_one_entry() -> None:
+    """There is no position to choose."""
+
+    class Above(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([0.9 - x, x - 0.9], 1)
+
+    x = torch.full((3, 1), 0.5, dtype=torch.float64)
+    found = differential_evolution(Above(), x, torch.zeros(3, dtype=torch.int64), population=8, return_result=True)
+    assert found.success.all()
+    assert bool((found.adv > 0.9).all())
+    assert found.distance.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("bounds", [(-1.0, 0.5), (-1.0, 1.0), (0.5, 3.0)])
+def test_new_values_are_anywhere_in_the_bounds(bounds: tuple[float, float]) -> None:
+    low, high = bounds
+    x = torch.full((40, 1, 2, 2), (low + high) / 2, dtype=torch.float64) + 1e-4 * torch.arange(40).view(-1, 1, 1, 1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).double()
+    found = differential_evolution(
+        model, x, torch.arange(40) % 2, bounds=bounds, population=6, steps=2, early_stop=False, return_result=True
+    )
+    values = found.adv[found.adv != x]
+    assert low <= float(values.min()) < low + 0.2 * (high - low)
+    assert high - 0.2 * (high - low) < float(values.max()) <= high

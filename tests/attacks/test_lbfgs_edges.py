@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -128,3 +129,20 @@ def test_mistakes_are_named(change: dict[str, Any], error: type[Exception], matc
     given = {"inputs": torch.full((2, 3), 0.5).double(), "labels": torch.tensor([0, 1])} | change
     with pytest.raises(error, match=match):
         attack(Plane(), given.pop("inputs"), given.pop("labels"), **given)
+
+
+def test_so_many_weights_are_tried_at_most() -> None:
+    """Each one more costs steps, and brings the point no farther away."""
+    model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    with torch.no_grad():
+        for i, parameter in enumerate(model.parameters()):
+            generator = torch.Generator().manual_seed(i)
+            parameter.copy_(2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    x = torch.rand(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = model(x).argmax(1)
+    found = [attack(model, x, y, weights=weights, weight_tolerance=1e-12) for weights in (1, 3, 10, 30)]
+    for fewer, more in pairwise(found):
+        assert bool((more.steps_used > fewer.steps_used).all())
+        both = fewer.success & more.success
+        assert bool((more.distance[both] <= fewer.distance[both]).all())
+        assert bool((more.success >= fewer.success).all())

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from sparring import losses
 from sparring.attacks import recover
-from sparring.attacks._descent import L1Ball
-from sparring.attacks._objective import Objective
+from sparring.attacks._descent import Canvas, L1Ball
+from sparring.attacks._objective import Objective, weights
 from sparring.attacks._start import Starts, check_images
 
 SHAPE = (2, 5, 10)
@@ -180,3 +180,41 @@ def test_an_objective_is_in_no_graph_and_adds_its_penalties(hidden: dict[str, fl
     torch.testing.assert_close(found.loss, wanted.detach())
     torch.testing.assert_close(found.grad, grad)
     torch.testing.assert_close(found.log_prob, logits.log_softmax(1).gather(1, targets[:, None])[:, 0].detach())
+
+
+def test_entries_are_counted_exactly_beyond_what_float32_counts() -> None:
+    image = torch.ones(1, 2**24 + 3)
+    assert Canvas(0.0, (0.0, 1.0), 0.0).sparsity(image).tolist() == [2**24 + 3]
+    assert Canvas(1.0, (0.0, 1.0), 0.0).sparsity(image).tolist() == [0]
+
+
+@pytest.mark.parametrize("method", ["adam", "prox", "l1"])
+def test_a_gradient_on_masked_entries_alone_is_none(method: Any) -> None:
+    """The image is stuck at once, and begins again as often as it may."""
+
+    class First(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            first = self.gain * x.flatten(1)[:, 0]
+            return torch.stack([first, -first], 1)
+
+    mask = torch.ones(1, 4, 4, dtype=torch.bool)
+    mask[0, 0, 0] = False
+    options = {"method": method, "steps": 6, "p_min": 0.99, "start": "sparse", "s_max": 8}
+    assert recover(First(), [0, 1], (1, 4, 4), mask=mask, restarts=2, **options).restarts.tolist() == [2, 2]
+    assert recover(First(), [0, 1], (1, 4, 4), mask=mask, restarts=0, **options).restarts.tolist() == [0, 0]
+    assert recover(First(), [0, 0], (1, 4, 4), restarts=2, **options).restarts.tolist() == [0, 0]
+
+
+def test_penalties_of_weight_0_are_none() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    image = torch.zeros(2, 2, 3)
+    assert weights({"1": 0.0, "2": 2, "input": 3}, model, image) == (3.0, {"2": 2.0})
+    assert weights({"1": 0.0}, model, image) == (0.0, {})
+    assert weights("none", model, image) == (0.0, {})
+    assert weights("input", model, image) == (1.0, {})
+    assert weights("hidden", model, image) == (0.0, {"2": 1.0})
+    assert weights("all", model, image) == (1.0, {"2": 1.0})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import sparring as sp
+from sparring.ensembles.quick import quick
 from sparring.gradients.members import Members, OnDevice, StackedDense
 
 M, K = 3, 6
@@ -132,3 +134,47 @@ def test_dense_members_are_one_stack_and_those_with_convolutions_go_one_by_one_o
         OnDevice,
         Members,
     ]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("first", "shape"), [
+    (lambda: nn.BatchNorm1d(4), (6, 4)), (lambda: nn.BatchNorm1d(3), (6, 3, 2)),
+    (lambda: nn.BatchNorm2d(2), (6, 2, 3, 1)),
+])  # fmt: skip
+def test_inputs_that_are_normalised_first(first: Any, shape: tuple[int, ...], training: bool) -> None:
+    """All members are given the same, and each normalises it its own way."""
+    nets = []
+    for seed in range(M):
+        net = nn.Sequential(first(), nn.Flatten(), nn.Linear(math.prod(shape[1:]), K)).double()
+        with torch.no_grad():
+            for i, tensor in enumerate([*net.parameters(), net[0].running_mean, net[0].running_var]):
+                drawn = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(10 * seed + i))
+                tensor.copy_(drawn + 0.5)
+        nets.append(net.train(training))
+    stack = sp.StackedEnsemble(nets, combine="logits").train(training)
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    assert stack.reasons == []
+    torch.testing.assert_close(stack.member_logits(x), torch.stack([net(x) for net in nets]))
+    for m, net in enumerate(nets):
+        torch.testing.assert_close(stack.member(m)[0].running_mean, net[0].running_mean)
+        torch.testing.assert_close(stack.member(m)[0].running_var, net[0].running_var)
+
+
+class Twice(nn.Module):
+    """What a convolution gives goes two ways, behind ReLU and as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu, self.pool, self.last = nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Linear(3, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.last(self.pool(self.relu(y) - 2 * y).flatten(1))
+
+
+def test_layers_whose_answer_goes_two_ways_are_left_apart() -> None:
+    nets = [Twice().eval() for _ in range(M)]
+    x = torch.rand(5, 1, 4, 4)
+    wanted = torch.stack([net(x) for net in nets])
+    torch.testing.assert_close(sp.StackedEnsemble(nets).member_logits(x), wanted)
+    torch.testing.assert_close(quick(nets[0]).network(x), nets[0](x))

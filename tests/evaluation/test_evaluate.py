@@ -210,6 +210,8 @@ def test_attacks_cannot_change_what_they_are_given() -> None:
     before = x.clone(), y.clone()
     found = run([scribbles, fooling(3)])
     assert numbers(found.rows[0].fooled) == [*range(8)]
+    moved = 2 * x[:8].abs().amax(1)
+    torch.testing.assert_close(found.rows[0].distances["Linf"][:8], moved)
     assert numbers(found.rows[1].fooled) == [3]
     assert torch.equal(x, before[0])
     assert torch.equal(y, before[1])

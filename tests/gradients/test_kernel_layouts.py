@@ -170,3 +170,11 @@ def test_classes_are_of_the_batch_and_int64(call: str, name: str) -> None:
     ):  # fmt: skip
         with pytest.raises(ValueError, match=reason):
             run(**{name: wrong})
+
+
+@pytest.mark.parametrize("shape", [(4, 2, 2, 2), (3, 3, 2, 2), (4, 3, 3, 2), (4, 4, 2, 2)])
+def test_weights_of_another_convolution_are_refused(shape: tuple[int, ...]) -> None:
+    grad = normal(2, 4, 5, 6)
+    assert kernels.conv_input_grad(grad, normal(4, 3, 2, 2), (2, 3, 6, 7)).shape == (2, 3, 6, 7)
+    with pytest.raises(ValueError, match=r"weight does not fit grad and input_shape|grad does not fit input_shape"):
+        kernels.conv_input_grad(grad, normal(*shape), (2, 3, 6, 7))

@@ -149,3 +149,15 @@ def test_weights_that_were_made_in_inference_mode(combine: str) -> None:
     wanted = loss_grad(squares, normal(M, B, K), plain, torch.arange(B) % K, None)
     torch.testing.assert_close(found.grad, wanted.grad)
     torch.testing.assert_close(found.loss, wanted.loss)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32])
+@pytest.mark.parametrize("loss", ["ce", "dlr", squares], ids=str)
+def test_classes_of_any_integers(loss: Any, kind: torch.dtype) -> None:
+    labels, targets = torch.arange(B) % K, (torch.arange(B) + 1) % K
+    for logits in (normal(B, K), normal(B, K).bfloat16()):
+        wanted = loss_grad(loss, logits, None, labels, targets)
+        found = loss_grad(loss, logits, None, labels.to(kind), targets.to(kind))
+        torch.testing.assert_close(found.grad, wanted.grad, rtol=0, atol=0)
+        plain = loss_grad(loss, logits, None, labels.to(kind), None)
+        torch.testing.assert_close(plain.loss, loss_grad(loss, logits, None, labels, None).loss, rtol=0, atol=0)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import sparring as sp
+from sparring.gradients.plan import obstacles
 from sparring.tracing import Untraceable, trace
 
 
@@ -34,6 +35,19 @@ class Double(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Any) -> Any:
         return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        return grad
+
+
+class Awake(torch.autograd.Function):
+    """Whose forward enables gradients again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any) -> Any:
+        with torch.enable_grad():
+            return x * 2
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
@@ -95,6 +109,7 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
         lambda self, x: Double.apply(x),
         r"forward uses a torch\.autograd\.Function|disables gradients",
     ),
+    "one that enables gradients": (lambda self, x: Awake.apply(x), r"forward uses a torch\.autograd\.Function"),
     "random numbers": (lambda self, x: x + torch.rand(4), r"forward draws random numbers \(rand\)"),
     "random numbers in place": (lambda self, x: x + torch.empty(4).normal_(), "forward draws random numbers"),
     "random numbers like others": (lambda self, x: x + torch.randn_like(self.shift), "forward draws random numbers"),
@@ -166,3 +181,55 @@ def test_constants_are_computed_from_weights_anew(body: Callable[[Any, Tensor], 
         torch.testing.assert_close(found.logits, wanted.logits)
         with torch.no_grad():
             model.scale.mul_(1.3)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_every_obstacle_is_named() -> None:
+    """Not the first alone: what stands in the way of the fast path is told at once."""
+
+    class Called(nn.Linear):
+        def __call__(self, x: Tensor) -> Any:
+            return super().__call__(x)
+
+    scripted = torch.jit.script(nn.ReLU())
+    hooked, patched, odd = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)
+    handle = hooked.register_forward_hook(lambda module, args, output: None)
+    patched.forward = lambda x: x  # type: ignore[method-assign]
+    odd.weight = nn.Parameter(torch.ones(2, 2).as_subclass(Strange))
+    model = nn.Sequential(scripted, hooked, patched, Called(2, 2), odd, nn.ReLU(), torch.jit.script(nn.Tanh()))
+    assert obstacles(model) == [
+        "0 (RecursiveScriptModule): a TorchScript module", "1 (Linear): has hooks",
+        "2 (Linear): its forward is an attribute of the instance", "3 (Called): is not called as modules are",
+        "4 (Linear): weight is a Strange", "6 (RecursiveScriptModule): a TorchScript module",
+    ]  # fmt: skip
+    handle.remove()
+    assert obstacles(nn.Sequential(hooked, nn.ReLU())) == []
+
+
+class Strange(torch.Tensor):
+    pass
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7, 64])
+@pytest.mark.parametrize("memory", [1, 10**3, 10**4, 10**9])
+def test_parts_of_a_batch_fit_into_memory(batch: int, memory: int) -> None:
+    """Twice what an example leaves on the tape, for gradients take as much; and parts are of equal size."""
+    model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 8)).double().eval()
+    x = torch.rand(batch, 16, dtype=torch.float64)
+    lowered = sp.lower(model).take(x)
+    rows = lowered.examples_in(memory, x, "float32")
+    assert rows >= 1
+    if batch == 1:
+        return
+    taped, largest = lowered.plan.sizes[(x.shape[1:], x.dtype, "float32")]
+    assert taped >= 8 * 32
+    assert largest >= 8 * 32
+    room = min(memory // (2 * taped), 2**23 * torch.get_num_threads() // largest)
+    if batch <= room:
+        assert rows == room
+    else:
+        parts = -(-batch // max(1, room))
+        assert rows == -(-batch // parts)
+        assert parts == -(-batch // rows)
+    with pytest.raises(ValueError, match="memory must be at least 1 byte"):
+        lowered.examples_in(0, x, "float32")
