@@ -193,6 +193,8 @@ def ledger(runs: list[list[Visit]], first: int, early_stop: bool) -> tuple[int, 
     ({"bounds": (0.0, math.inf)}, ValueError, "bounds must be"),
     ({"bounds": (-math.inf, 1.0)}, ValueError, "bounds must be"),
     ({"bounds": (0.0, 0.0)}, ValueError, "bounds must be"),
+    ({"bounds": "01"}, TypeError, "bounds must be two numbers"),
+    ({"bounds": (0, 1, 2)}, TypeError, "bounds must be two numbers"),
     ({"bounds": 3}, TypeError, "bounds must be two numbers"), ({"restarts": True}, ValueError, "restarts must be"),
     ({"batch_size": -1}, ValueError, "batch_size must be"), ({"steps": True}, ValueError, "steps must be"),
 ])  # fmt: skip
@@ -233,3 +235,10 @@ def test_starts_are_those_of_the_entries_whatever_their_layout() -> None:
     for other in (x.t().contiguous().t(), torch.stack([x, x], 2)[..., 1], x.clone().requires_grad_()):
         assert torch.equal(example_seeds(other, 2, None), wanted)
     assert not torch.equal(example_seeds(x.float(), 2, None), wanted)
+
+
+@pytest.mark.parametrize("bounds", [(0, 1), [0.0, 1.0], (np.float32(0), np.float64(1)), torch.tensor([0.0, 1.0])])
+def test_bounds_of_any_kind_of_numbers(bounds: Any) -> None:
+    model = nn.Linear(1, 3).double()
+    x, y = torch.tensor([[0.05], [0.98]]).double(), torch.tensor([0, 1])
+    assert torch.equal(pgd(model, x, y, eps=0.1, bounds=bounds), pgd(model, x, y, eps=0.1))

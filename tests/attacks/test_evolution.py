@@ -401,3 +401,15 @@ def test_new_values_are_anywhere_in_the_bounds(bounds: tuple[float, float]) -> N
     values = found.adv[found.adv != x]
     assert low <= float(values.min()) < low + 0.2 * (high - low)
     assert high - 0.2 * (high - low) < float(values.max()) <= high
+
+
+def test_what_leaves_the_box_is_mirrored_at_the_side_that_it_passed() -> None:
+    """And what would still be outside is put on that side."""
+    from sparring.attacks._evolve import _reflect
+
+    x = torch.tensor([[-3.0, 1.5, 4.5, 0.0, 2.0, 5.0, 7.5, -9.0, 30.0]], dtype=torch.float64)
+    low, high = torch.full_like(x, -1.0), torch.full_like(x, 4.0)
+    wanted = torch.tensor([[1.0, 1.5, 3.5, 0.0, 2.0, 3.0, 0.5, -1.0, -1.0]], dtype=torch.float64)
+    found = _reflect(x, low, high)
+    assert bool(((found >= low) & (found <= high)).all())
+    torch.testing.assert_close(found[:, :7], wanted[:, :7])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from itertools import pairwise
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from sparring import attacks
 from sparring.attacks import AttackResult, GradientMaskingWarning
 from sparring.attacks._box_lbfgs import PENALTIES, REJECTED, BoxLbfgs
-from sparring.attacks.lbfgs import Answer, _first_weight
+from sparring.attacks.lbfgs import Answer, WeightSearch, _first_weight
 
 
 class Plane(nn.Module):
@@ -146,3 +147,41 @@ def test_so_many_weights_are_tried_at_most() -> None:
         both = fewer.success & more.success
         assert bool((more.distance[both] <= fewer.distance[both]).all())
         assert bool((more.success >= fewer.success).all())
+
+
+@pytest.mark.parametrize("curve", [
+    lambda log, zero: zero - log, lambda log, zero: math.tanh(zero - log), lambda log, zero: (zero - log) ** 3,
+    lambda log, zero: -1.0,
+])  # fmt: skip
+def test_weights_are_searched_as_described(curve: Any) -> None:
+    """Bracketed by factors, then by regula falsi, a tenth away from the ends, every third trial in the middle."""
+    zeros, most = [0.0, 1.5, -4.0, 20.0, 0.3], 30
+    search = WeightSearch(torch.ones(5).double(), torch.tensor([False] * 4 + [True]), 1e-3, most, 8.0)
+    logs = [0.0] * 5
+    low, high = [-math.inf] * 5, [math.inf] * 5
+    at_low, at_high, trials, done = [0.0] * 5, [0.0] * 5, [0] * 5, [False] * 4 + [True]
+    for step in range(60):
+        ended = [not done[i] and (step + i) % 2 == 0 for i in range(5)]  # each at a pace of its own
+        margins = [curve(logs[i], zeros[i]) for i in range(5)]
+        search.update(torch.tensor(ended), torch.tensor(margins, dtype=torch.float64))
+        for i in range(5):
+            if not ended[i]:
+                continue
+            trials[i] += 1
+            fooled = margins[i] > 0
+            if fooled and logs[i] > low[i]:
+                low[i], at_low[i] = logs[i], margins[i]
+            if not fooled and logs[i] < high[i]:
+                high[i], at_high[i] = logs[i], margins[i]
+            wide = high[i] - low[i]
+            done[i] = wide <= math.log1p(1e-3) or trials[i] >= most or (low[i] == -math.inf and trials[i] >= 24)
+            if done[i]:
+                continue
+            if math.isinf(wide):
+                logs[i] += math.log(8.0) if fooled else -math.log(8.0)
+            else:
+                share = min(0.9, max(0.1, at_low[i] / (at_low[i] - at_high[i])))
+                logs[i] = low[i] + (0.5 if trials[i] % 3 == 0 else share) * wide
+        assert search.done.tolist() == done
+        torch.testing.assert_close(search.weight.log(), torch.tensor(logs, dtype=torch.float64), rtol=0, atol=1e-9)
+    assert all(done)

@@ -178,3 +178,22 @@ def test_layers_whose_answer_goes_two_ways_are_left_apart() -> None:
     wanted = torch.stack([net(x) for net in nets])
     torch.testing.assert_close(sp.StackedEnsemble(nets).member_logits(x), wanted)
     torch.testing.assert_close(quick(nets[0]).network(x), nets[0](x))
+
+
+class Shared(nn.Module):
+    """One ReLU in two places: before a pooling, and behind a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu, self.pool = nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2)
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.relu(self.conv(x))).flatten(1)
+        return self.last(self.relu(self.first(x) - 1))
+
+
+def test_a_layer_in_two_places_is_left_as_it_is() -> None:
+    net = Shared().eval()
+    x = torch.rand(5, 1, 4, 4)
+    torch.testing.assert_close(quick(net).network(x), net(x))

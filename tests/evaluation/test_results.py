@@ -276,6 +276,7 @@ def test_several_signs_are_one_warning() -> None:
 def test_predictions_may_differ_by_rounding_of_the_logits_size(scale: float) -> None:
     logits = scale * torch.tensor([[1.0, -2.0], [0.5, 0.25]], dtype=torch.float64)
     assert signs(logits=logits, again=logits + scale * 0.0019) == []
+    assert len(signs(logits=logits, again=logits + scale * 0.0021)) == 1
     (found,) = signs(logits=logits, again=logits - scale * 0.0021)
     assert found.startswith("two predictions of the same images differ (logits by up to 0.0021"[:50])
     assert len(signs(logits=logits, again=logits * math.nan)) == 1
