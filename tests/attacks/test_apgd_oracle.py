@@ -290,20 +290,20 @@ def test_stages_go_on_from_the_best_point_of_the_stage_before(
     network: nn.Module, x: Tensor, y: Tensor, seen: Record
 ) -> None:
     result = attacks.apgd(
-        network, x, y, eps=EPS["L1"], norm=1, steps=50, schedule=attacks.LARGE_EPS, return_result=True
+        network, x, y, eps=EPS["L1"], norm=1, steps=130, schedule=attacks.LARGE_EPS, return_result=True
     )
     assert isinstance(result, attacks.AttackResult)
-    stages = [(3 * EPS["L1"], 15), (2 * EPS["L1"], 15), (EPS["L1"], 20)]
+    stages = [(3 * EPS["L1"], 39), (2 * EPS["L1"], 39), (EPS["L1"], 52)]
     wanted = [
         sparse(seen.of(i), row, row + start, stages, (0.0, 1.0), 0.2)
         for i, (row, start) in enumerate(zip(x, seen.deltas[0], strict=True))
     ]
-    assert len(seen.deltas) == 51
+    assert len(seen.deltas) == 131
     assert float(seen.deltas[0].abs().sum(1).max()) == pytest.approx(3 * EPS["L1"])
     for i, path in enumerate(wanted):  # points of larger balls do not count
-        fooled = fools(network, path, y[i])[30:]
+        fooled = fools(network, path, y[i])[78:]
         assert bool(result.success[i]) == any(fooled)
-        assert int(result.steps_used[i]) == (30 + fooled.index(True) if any(fooled) else 50)
+        assert int(result.steps_used[i]) == (78 + fooled.index(True) if any(fooled) else 130)
 
 
 def test_target_classes_steer_to_one_likely_class_after_the_other(

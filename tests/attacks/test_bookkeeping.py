@@ -10,15 +10,17 @@ import math
 import random
 import warnings
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sparring.attacks import AttackResult, GradientMaskingWarning, _search
+from sparring.attacks import AttackResult, GradientMaskingWarning, _search, pgd
 from sparring.attacks._norms import Ball, LinfBall
 from sparring.attacks._search import Moves, Options, Query, Stage, search
+from sparring.attacks._seeds import example_seeds
 
 APART = 100  # between the points of two examples
 SLOPES = (1.0, -2.0, 0.0, math.nan, math.inf)
@@ -173,3 +175,70 @@ def ledger(runs: list[list[Visit]], first: int, early_stop: bool) -> tuple[int, 
                 best, best_loss = 1 + run * (budget + 1) + step, loss
             fooled = fooled or visit.reached
     return best, Kept(fooled, steps, bad)
+
+
+@pytest.mark.parametrize(("change", "error", "match"), [
+    ({"labels": torch.zeros(2, dtype=torch.int64, device="meta")}, ValueError, "labels must be class indices"),
+    ({"targets": torch.zeros(2, dtype=torch.int64, device="meta")}, ValueError, "targets must be class indices"),
+    ({"inputs": torch.zeros(2, 1, dtype=torch.float64, device="meta")}, TypeError, "on the meta device"),
+    ({"labels": torch.zeros(2, dtype=torch.complex64)}, ValueError, "labels must be class indices"),
+    ({"labels": torch.zeros(2, dtype=torch.bool)}, ValueError, "labels must be class indices"),
+    ({"labels": torch.zeros(2, 1, dtype=torch.int64)}, ValueError, "labels must be class indices"),
+    ({"labels": "ab"}, TypeError, "labels must be class indices"),
+    ({"targets": torch.tensor([0, -1])}, ValueError, "targets must not be negative; got -1"),
+    ({"eps": "wide"}, TypeError, "eps must be a number"),
+    ({"eps": torch.ones(2, 1)}, ValueError, "eps must be a number"),
+    ({"eps": torch.tensor([0.1, -0.1])}, ValueError, "eps must be at least 0"),
+    ({"eps": torch.tensor([0.1, math.inf])}, ValueError, "eps must be at least 0 and finite"),
+    ({"bounds": (0.0, math.inf)}, ValueError, "bounds must be"),
+    ({"bounds": (-math.inf, 1.0)}, ValueError, "bounds must be"),
+    ({"bounds": (0.0, 0.0)}, ValueError, "bounds must be"),
+    ({"bounds": "01"}, TypeError, "bounds must be two numbers"),
+    ({"bounds": (0, 1, 2)}, TypeError, "bounds must be two numbers"),
+    ({"bounds": 3}, TypeError, "bounds must be two numbers"), ({"restarts": True}, ValueError, "restarts must be"),
+    ({"batch_size": -1}, ValueError, "batch_size must be"), ({"steps": True}, ValueError, "steps must be"),
+])  # fmt: skip
+def test_mistakes_are_named(change: dict[str, Any], error: type[Exception], match: str) -> None:
+    model = nn.Linear(1, 3).double()
+    given: dict[str, Any] = {
+        "inputs": torch.zeros(2, 1).double(), "labels": torch.tensor([0, 1]), "eps": 0.1, "steps": 2,
+    } | change  # fmt: skip
+    with pytest.raises(error, match=match):
+        pgd(model, given.pop("inputs"), given.pop("labels"), **given)
+
+
+@pytest.mark.parametrize("labels", [[0, 1], (0, 1), torch.tensor([0, 1], dtype=torch.uint8), np.array([0, 1])])
+def test_labels_of_any_kind_of_integers(labels: Any) -> None:
+    model = nn.Linear(1, 3).double()
+    x = torch.tensor([[0.3], [0.6]]).double()
+    wanted = pgd(model, x, torch.tensor([0, 1]), eps=0.1, steps=3)
+    assert torch.equal(pgd(model, x, labels, eps=0.1, steps=3), wanted)
+    assert torch.equal(pgd(model, x, labels, eps=torch.tensor(0.1, dtype=torch.float64), steps=3), wanted)
+
+
+def test_nothing_to_attack_has_the_same_types() -> None:
+    model = nn.Linear(1, 3).double()
+    x, y = torch.rand(2, 1, dtype=torch.float64), torch.tensor([0, 1])
+    some = pgd(model, x, y, eps=0.1, steps=2, return_result=True)
+    none = pgd(model, x[:0], y[:0], eps=0.1, steps=2, return_result=True)
+    assert isinstance(some, AttackResult)
+    assert isinstance(none, AttackResult)
+    for name, value in vars(some).items():
+        other = getattr(none, name)
+        assert other.shape == (0, *value.shape[1:])
+        assert other.dtype is value.dtype or name == "loss"
+
+
+def test_starts_are_those_of_the_entries_whatever_their_layout() -> None:
+    x = torch.rand(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    wanted = example_seeds(x, 2, None)
+    for other in (x.t().contiguous().t(), torch.stack([x, x], 2)[..., 1], x.clone().requires_grad_()):
+        assert torch.equal(example_seeds(other, 2, None), wanted)
+    assert not torch.equal(example_seeds(x.float(), 2, None), wanted)
+
+
+@pytest.mark.parametrize("bounds", [(0, 1), [0.0, 1.0], (np.float32(0), np.float64(1)), torch.tensor([0.0, 1.0])])
+def test_bounds_of_any_kind_of_numbers(bounds: Any) -> None:
+    model = nn.Linear(1, 3).double()
+    x, y = torch.tensor([[0.05], [0.98]]).double(), torch.tensor([0, 1])
+    assert torch.equal(pgd(model, x, y, eps=0.1, bounds=bounds), pgd(model, x, y, eps=0.1))

@@ -336,3 +336,80 @@ def test_numpy_seeds() -> None:
     a = evolve(towards(sphere), low, high, generations=5, seeds=np.array([3, 4]))
     b = evolve(towards(sphere), low, high, generations=5, seeds=[3, 4])
     assert torch.equal(a.best, b.best)
+
+
+def test_inputs_that_are_mistaken_already_took_no_generation() -> None:
+    """Also where the candidates, which are other points, take some to be mistaken as well."""
+
+    class Narrow(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            flat = x.flatten(1)
+            wrong = ((flat == 0.5).all(1) | (flat > 0.97).any(1)).to(x.dtype)
+            return torch.stack([1 - wrong, wrong + 1e-3 * flat.amax(1)], 1)
+
+    x = torch.full((2, 1, 3, 3), 0.5, dtype=torch.float64)
+    x[1, 0, 0, 0] = 0.4
+    found = differential_evolution(
+        Narrow(), x, torch.zeros(2, dtype=torch.int64), population=6, steps=30, early_stop=False, return_result=True
+    )
+    assert found.success.all()
+    assert found.steps_used[0] == 0
+    assert 0 < int(found.steps_used[1]) <= 30
+
+
+def test_blocks_of_inputs_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the genes of one input are more than a block holds."""
+    from sparring.attacks import evolution
+
+    x = torch.rand(5, 1, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(9, 3)).double()
+    y = torch.arange(5) % 3
+
+    def attack() -> Tensor:
+        found = differential_evolution(model, x, y, population=8, steps=3)
+        assert isinstance(found, Tensor)
+        return found
+
+    whole = attack()
+    for genes in (1, 24, 50, 10**6):
+        monkeypatch.setattr(evolution, "_GENES", genes)
+        torch.testing.assert_close(attack(), whole, rtol=0, atol=0)
+
+
+def test_inputs_of_one_entry() -> None:
+    """There is no position to choose."""
+
+    class Above(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([0.9 - x, x - 0.9], 1)
+
+    x = torch.full((3, 1), 0.5, dtype=torch.float64)
+    found = differential_evolution(Above(), x, torch.zeros(3, dtype=torch.int64), population=8, return_result=True)
+    assert found.success.all()
+    assert bool((found.adv > 0.9).all())
+    assert found.distance.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("bounds", [(-1.0, 0.5), (-1.0, 1.0), (0.5, 3.0)])
+def test_new_values_are_anywhere_in_the_bounds(bounds: tuple[float, float]) -> None:
+    low, high = bounds
+    x = torch.full((40, 1, 2, 2), (low + high) / 2, dtype=torch.float64) + 1e-4 * torch.arange(40).view(-1, 1, 1, 1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).double()
+    found = differential_evolution(
+        model, x, torch.arange(40) % 2, bounds=bounds, population=6, steps=2, early_stop=False, return_result=True
+    )
+    values = found.adv[found.adv != x]
+    assert low <= float(values.min()) < low + 0.2 * (high - low)
+    assert high - 0.2 * (high - low) < float(values.max()) <= high
+
+
+def test_what_leaves_the_box_is_mirrored_at_the_side_that_it_passed() -> None:
+    """And what would still be outside is put on that side."""
+    from sparring.attacks._evolve import _reflect
+
+    x = torch.tensor([[-3.0, 1.5, 4.5, 0.0, 2.0, 5.0, 7.5, -9.0, 30.0]], dtype=torch.float64)
+    low, high = torch.full_like(x, -1.0), torch.full_like(x, 4.0)
+    wanted = torch.tensor([[1.0, 1.5, 3.5, 0.0, 2.0, 3.0, 0.5, -1.0, -1.0]], dtype=torch.float64)
+    found = _reflect(x, low, high)
+    assert bool(((found >= low) & (found <= high)).all())
+    torch.testing.assert_close(found[:, :7], wanted[:, :7])

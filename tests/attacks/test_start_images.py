@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sparring import losses
+from sparring.attacks import recover
+from sparring.attacks._descent import Canvas, L1Ball
+from sparring.attacks._objective import Objective, weights
 from sparring.attacks._start import Starts, check_images
 
 SHAPE = (2, 5, 10)
@@ -136,3 +141,80 @@ def test_what_suits(changes: dict[str, Any]) -> None:
 def test_what_does_not_suit_is_named(changes: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         check_images(3, SHAPE, torch.device("cpu"), **(FINE | changes))
+
+
+@pytest.mark.parametrize(("shape", "s_max", "k"), [
+    ((1, 28, 28), 300, 31), ((1, 8, 8), 300, 16), ((1, 8, 8), 30, 16), ((1, 8, 8), 10, 10), ((1, 28, 28), 30, 16),
+    ((3, 32, 32), 300, 100), ((1, 8, 8), 0, 1), ((1, 1, 2), 1, 1),
+])  # fmt: skip
+def test_entries_that_a_step_moves_by_default(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], s_max: int, k: int
+) -> None:
+    """The smaller of D / 25 and s_max / 3 but at least 16, and not more than s_max."""
+    seen: list[int] = []
+
+    class Seen(L1Ball):
+        def __init__(self, *args: Any, k: int, **options: Any) -> None:
+            seen.append(k)
+            super().__init__(*args, k=k, **options)
+
+    monkeypatch.setattr("sparring.attacks.recovery.L1Ball", Seen)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 3))
+    recover(model, [1], shape, method="l1", steps=0, s_max=s_max)
+    assert seen == [k]
+
+
+@pytest.mark.parametrize("hidden", [{}, {"1": 2.0}])
+def test_an_objective_is_in_no_graph_and_adds_its_penalties(hidden: dict[str, float]) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.Linear(4, 3)).double()
+    x, targets = torch.rand(5, 2, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1])
+    by_margin = torch.tensor([True, False, True, False, False])
+    found = Objective(model, hidden, targets)(x, targets, by_margin, 0.5)
+    assert not any(part.requires_grad for part in found)
+    leaf = x.clone().requires_grad_()
+    logits = model(leaf)
+    wanted = torch.where(by_margin, losses.evaluate("margin", logits, targets), losses.evaluate("ce", logits, targets))
+    if hidden:
+        wanted = wanted + 0.5 * 2.0 * model[1](leaf.flatten(1)).abs().sum(1) / 4
+    (grad,) = torch.autograd.grad(wanted.sum(), leaf)
+    torch.testing.assert_close(found.loss, wanted.detach())
+    torch.testing.assert_close(found.grad, grad)
+    torch.testing.assert_close(found.log_prob, logits.log_softmax(1).gather(1, targets[:, None])[:, 0].detach())
+
+
+def test_entries_are_counted_exactly_beyond_what_float32_counts() -> None:
+    image = torch.ones(1, 2**24 + 3)
+    assert Canvas(0.0, (0.0, 1.0), 0.0).sparsity(image).tolist() == [2**24 + 3]
+    assert Canvas(1.0, (0.0, 1.0), 0.0).sparsity(image).tolist() == [0]
+
+
+@pytest.mark.parametrize("method", ["adam", "prox", "l1"])
+def test_a_gradient_on_masked_entries_alone_is_none(method: Any) -> None:
+    """The image is stuck at once, and begins again as often as it may."""
+
+    class First(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            first = self.gain * x.flatten(1)[:, 0]
+            return torch.stack([first, -first], 1)
+
+    mask = torch.ones(1, 4, 4, dtype=torch.bool)
+    mask[0, 0, 0] = False
+    options = {"method": method, "steps": 6, "p_min": 0.99, "start": "sparse", "s_max": 8}
+    assert recover(First(), [0, 1], (1, 4, 4), mask=mask, restarts=2, **options).restarts.tolist() == [2, 2]
+    assert recover(First(), [0, 1], (1, 4, 4), mask=mask, restarts=0, **options).restarts.tolist() == [0, 0]
+    assert recover(First(), [0, 0], (1, 4, 4), restarts=2, **options).restarts.tolist() == [0, 0]
+
+
+def test_penalties_of_weight_0_are_none() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    image = torch.zeros(2, 2, 3)
+    assert weights({"1": 0.0, "2": 2, "input": 3}, model, image) == (3.0, {"2": 2.0})
+    assert weights({"1": 0.0}, model, image) == (0.0, {})
+    assert weights("none", model, image) == (0.0, {})
+    assert weights("input", model, image) == (1.0, {})
+    assert weights("hidden", model, image) == (0.0, {"2": 1.0})
+    assert weights("all", model, image) == (1.0, {"2": 1.0})

@@ -9,8 +9,8 @@ the quick ones first, up to the first that fails or to `--budget` seconds of the
 
 Printed are killed, survived and timed-out mutants by room, and with `--list-survivors` every survivor as the line
 before and after. Survivors that no test can tell from the original stand in `mutants.md`, with the reason, and count
-apart. `--one TEXT` plants only mutants whose description holds the text. Messages, annotations, default arguments,
-asserts and constants of modules are not mutated.
+apart. `--one TEXT` plants only mutants whose description holds the text, `--again OUTPUT` those that survived there.
+Messages, annotations, default arguments, asserts and constants of modules are not mutated.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "attacks": ("attacks", "evaluation", "test_evaluation.py", "test_defaults.py"),
     "gradients": ("gradients", "ensembles", "test_losses.py", "test_defaults.py"),
     "tracing": ("gradients", "test_defaults.py"),
-    "ensembles": ("ensembles", "gradients", "test_defaults.py"),
+    "ensembles": ("ensembles", "gradients", "analysis/test_ensembles.py", "test_defaults.py"),
     "evaluation": ("evaluation", "test_evaluation.py", "attacks/test_starts.py"),
     "lipschitz": ("lipschitz",),
     "runs.py": ("test_runs.py", "training"),
@@ -198,6 +198,9 @@ class Campaign:
     def _chosen(self, paths: Sequence[Path]) -> list[tuple[Mutant, dict[Key, CodeType]]]:
         """A sample of the mutants that can be planted."""
         everything = [mutant for path in paths for mutant in mutants_of(path)]
+        if self.settings.again:
+            survivors = {*re.findall(r"^  `(.+)`$", Path(self.settings.again).read_text(encoding="utf-8"), re.M)}
+            everything = [mutant for mutant in everything if mutant.description in survivors]
         if self.settings.one:
             everything = [mutant for mutant in everything if self.settings.one in mutant.description]
         seen: Counter[str] = Counter()
@@ -244,6 +247,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=ROOMS, default=[*ROOMS], help="parts of the package")
     parser.add_argument("--budget", type=float, default=30, help="seconds of tests for a mutant (default: %(default)s)")
     parser.add_argument("--one", default="", help="only mutants whose description holds this text")
+    parser.add_argument("--again", default="", help="a former output, with its survivors: only these")
     parser.add_argument("--fresh", action="store_true", help="measure again which test runs what")
     parser.add_argument("--list-survivors", action="store_true")
     parser.add_argument("--verbose", action="store_true", help="a line for every mutant")

@@ -210,6 +210,8 @@ def test_attacks_cannot_change_what_they_are_given() -> None:
     before = x.clone(), y.clone()
     found = run([scribbles, fooling(3)])
     assert numbers(found.rows[0].fooled) == [*range(8)]
+    moved = 2 * x[:8].abs().amax(1)
+    torch.testing.assert_close(found.rows[0].distances["Linf"][:8], moved)
     assert numbers(found.rows[1].fooled) == [3]
     assert torch.equal(x, before[0])
     assert torch.equal(y, before[1])
@@ -261,6 +263,7 @@ def test_inputs_a_rounding_outside_are_brought_inside_first() -> None:
     found = evaluate(Sign(), x, y, [looks], eps=0.0, bounds=(-1.0, 1.0))
     assert seen == [1.0]
     assert found.rows[0].distances["Linf"][:8].tolist() == [0.0] * 8
+    assert not found.rows[0].infeasible.any(), "eps 0 allows the input"
 
 
 def test_points_of_another_type_are_rounded_before_they_are_judged() -> None:
@@ -299,3 +302,32 @@ def test_the_largest_class_may_be_one_that_the_model_does_not_have() -> None:
     y[3] = 2
     with pytest.raises(ValueError, match="y holds the class 2, but the model has 2 outputs"):
         evaluate(Sign(), x, y, [fooling(1)], eps=EPS, bounds=(-1.0, 1.0))
+
+
+def test_images_in_a_graph_leave_it() -> None:
+    x, y = examples()
+    found = evaluate(Sign(), x.requires_grad_(), y, [fooling(1), "fgsm"], eps=EPS, bounds=(-1.0, 1.0), keep=3)
+    for row in found.rows:
+        assert not row.examples.images.requires_grad
+        assert not any(distances.requires_grad for distances in row.distances.values())
+
+
+def test_a_mean_alone_is_a_preprocessing() -> None:
+    """And a deviation alone: what is left out does nothing."""
+    x, y = examples()
+    for preprocessing, factor, shift in (({"mean": 0.1}, 1.0, 0.1), ({"std": 0.5}, 2.0, 0.0), ({}, 1.0, 0.0)):
+        seen: list[Tensor] = []
+
+        class Seen(Sign):
+            def forward(self, x: Tensor, seen: list[Tensor] = seen) -> Tensor:
+                seen.append(x)
+                return super().forward(x)
+
+        evaluate(Seen(), x, y, [fooling()], eps=EPS, bounds=(-1.0, 1.0), preprocessing=preprocessing, batch_size=COUNT)
+        torch.testing.assert_close(seen[0], (x - shift) * factor)
+
+
+def test_the_battery_goes_by_the_outputs_of_the_model() -> None:
+    """Two of them here, for ten examples: too few for the targeted loss."""
+    found = run(None, batch_size=COUNT)  # type: ignore[arg-type]
+    assert [row.name for row in found.rows] == ["noise", "fgsm", "pgd", "apgd-ce", "apgd-margin"]

@@ -166,6 +166,10 @@ def test_classes_and_json() -> None:
 
 def test_threat_models_that_would_look_alike_do_not() -> None:
     """Told apart by their numbers, and shown with as many digits as that takes, or numbered where none do."""
+    ulp = math.nextafter(0.1, 1)
+    assert [plan.threat for plan in make_plans(["fgsm"], None, [0.1, ulp], 10, 4)] == [
+        "Linf, eps 0.10000000000000001", "Linf, eps 0.10000000000000002",
+    ]  # fmt: skip
     close = [plan.threat for plan in make_plans(["fgsm"], None, [0.3, 0.3 + 1e-7, 0.1], 10, 4)]
     assert close == ["Linf, eps 0.3", "Linf, eps 0.3000001", "Linf, eps 0.1"]
     assert [plan.threat for plan in make_plans(["fgsm"], None, {"Linf": [0.3, 0.25], 2: 0.3}, 10, 4)] == [
@@ -272,6 +276,7 @@ def test_several_signs_are_one_warning() -> None:
 def test_predictions_may_differ_by_rounding_of_the_logits_size(scale: float) -> None:
     logits = scale * torch.tensor([[1.0, -2.0], [0.5, 0.25]], dtype=torch.float64)
     assert signs(logits=logits, again=logits + scale * 0.0019) == []
+    assert len(signs(logits=logits, again=logits + scale * 0.0021)) == 1
     (found,) = signs(logits=logits, again=logits - scale * 0.0021)
     assert found.startswith("two predictions of the same images differ (logits by up to 0.0021"[:50])
     assert len(signs(logits=logits, again=logits * math.nan)) == 1
@@ -337,7 +342,7 @@ def test_slack_at_the_bounds_is_a_share_of_them(high: float) -> None:
     def out(by: float) -> Tensor:
         return torch.tensor([[-by, 1 + by]], dtype=torch.float64) * high
 
-    for by in (0.0, 0.9e-6):
+    for by in (0.0, 0.9e-6, 1e-6) if high == 1 else (0.0, 0.9e-6):
         found = evaluate(Sum(), x, y, [lambda model, x, y, by=by: out(by)], eps=10 * high, bounds=(0.0, high))
         assert not found.rows[0].infeasible.any()
         moved = attacks.fgsm(Sum(), out(by), y, eps=0.0, bounds=(0.0, high))

@@ -84,3 +84,28 @@ def test_on_a_device(count: int) -> None:
     assert fused.input_grad(lowered, X.cuda(), LABELS.cuda(), None, "ce") is not None
     for a, b in zip(sp.input_grad(lowered, X.cuda(), LABELS.cuda()), right, strict=True):
         torch.testing.assert_close(a.cpu(), b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "pays"), [(0, False), (1, True), (512, True), (513, False)])
+def test_one_kernel_pays_on_a_device_for_few_examples(count: int, pays: bool) -> None:
+    """Told from what stands for a tensor there."""
+
+    class Stand(list[None]):
+        dtype, is_cpu, is_cuda = torch.float32, True, True
+
+    there = Stand([None] * count)
+    assert fused.worthwhile(there) == pays  # type: ignore[arg-type]
+    assert not fused.worthwhile(torch.zeros(1, 2))
+    there.dtype = torch.float16
+    assert not fused.worthwhile(there)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("on_a_cpu")
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int32, torch.int64])
+def test_classes_of_any_integers(kind: torch.dtype) -> None:
+    lowered = sp.lower(perceptrons(1)[0])
+    wanted = fused.input_grad(lowered, X, LABELS, TARGETS, "dlr")
+    found = fused.input_grad(lowered, X, LABELS.to(kind), TARGETS.to(kind), "dlr")
+    assert wanted is not None
+    assert found is not None
+    torch.testing.assert_close(found.grad, wanted.grad, rtol=0, atol=0)

@@ -46,7 +46,7 @@ class Call(NamedTuple):
 
 
 def calls() -> Iterator[tuple[str, Call]]:
-    for shape in ((4, 3, 5), (1, 3, 5), (4, 1, 5), (4, 3, 1), (1, 1, 1), (2, 0, 3)):
+    for shape in ((4, 3, 5), (4, 3, 2), (1, 3, 5), (4, 1, 5), (4, 3, 1), (1, 1, 1), (2, 0, 3)):
         m, b, k = shape
         yield f"bias_activation_ {shape}", Call(
             lambda z, bias: kernels.bias_activation_(z, bias, "tanh", out=torch.empty(z.shape, dtype=z.dtype)),
@@ -74,7 +74,11 @@ def calls() -> Iterator[tuple[str, Call]]:
                 ),
                 (normal(*shape), normal(m).softmax(0), whole(b, k), (whole(b, k) + 1) % k),
             )  # fmt: skip
-            yield f"loss_grad {shape}", Call(kernels.loss_grad, (normal(b, k), normal(1), whole(b, k)))
+            yield f"loss_grad {shape}", Call(kernels.loss_grad, (normal(b, k), normal(1), (whole(b, k) + 1) % k))
+            yield f"loss_grad of one with targets {shape}", Call(
+                lambda logits, labels, targets: kernels.loss_grad(logits, None, labels, targets, "dlr"),
+                (normal(b, max(k, 4)), (whole(b, k) + 1) % k, whole(b, k)),
+            )  # fmt: skip
     for m, b, k in ((1, 3, 4), (3, 3, 4), (3, 1, 2), (2, 3, 2), (1, 1, 2)):
         weights = (normal(m, 6, 5), normal(m, 6), normal(m, k, 6), normal(m, k))
         weights = weights if m > 1 else tuple(w[0] for w in weights)
@@ -84,6 +88,13 @@ def calls() -> Iterator[tuple[str, Call]]:
             ),
             (normal(b, 5), *weights, whole(b, k), (whole(b, k) + 1) % k),
         )  # fmt: skip
+        yield (
+            f"dense_network without targets {(m, b, k)}",
+            Call(
+                lambda x, a, e, labels: kernels.dense_network(x, [DenseLayer(a, None), DenseLayer(e, None)], labels),
+                (normal(b, 5), weights[0], weights[2], (whole(b, k) + 1) % k),
+            ),
+        )
     for shape in ((2, 3, 6, 7), (2, 1, 6, 7), (1, 3, 6, 6), (1, 1, 6, 7), (3, 6, 2, 2)):
         b, c, h, w = shape
         yield (
@@ -134,3 +145,36 @@ def test_strides_do_not_matter(name: str) -> None:
                 torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13, msg=f"argument {at}, {layout}")
     assert all("has no rows that are contiguous" in why for why in refused)
     assert not refused or "activation" in name or "in place" in name
+
+
+@pytest.mark.parametrize("name", ["labels", "targets"])
+@pytest.mark.parametrize("call", ["loss_grad", "loss_grad of several", "dense_network", "dense_network of several"])
+def test_classes_are_of_the_batch_and_int64(call: str, name: str) -> None:
+    """What would be read as addresses of other memory is refused."""
+    several = call.endswith("several")
+    x = normal(3, 4)
+    layers = [DenseLayer(normal(2, 2, 4) if several else normal(2, 4), None)]
+
+    def run(**changed: Tensor) -> Any:
+        classes = {"labels": torch.tensor([0, 1, 0]), "targets": torch.tensor([1, 0, 1])} | changed
+        if call.startswith("loss_grad"):
+            logits = normal(2, 3, 2) if several else normal(3, 2)
+            return kernels.loss_grad(logits, None, classes["labels"], classes["targets"])
+        return kernels.dense_network(x, layers, classes["labels"], classes["targets"])
+
+    assert run().loss.shape == (3,)
+    for wrong, reason in (
+        (torch.tensor([0, 1]), f"{name} does not fit the batch"), (torch.tensor([[0, 1, 0]]), "does not fit the batch"),
+        (torch.tensor([0, 1, 0], dtype=torch.int32), rf"{name} are torch\.int32 on 'cpu', not int64"),
+        (torch.zeros(3, dtype=torch.int64, device="meta"), f"{name} is on device 'meta'"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=reason):
+            run(**{name: wrong})
+
+
+@pytest.mark.parametrize("shape", [(4, 2, 2, 2), (3, 3, 2, 2), (4, 3, 3, 2), (4, 4, 2, 2)])
+def test_weights_of_another_convolution_are_refused(shape: tuple[int, ...]) -> None:
+    grad = normal(2, 4, 5, 6)
+    assert kernels.conv_input_grad(grad, normal(4, 3, 2, 2), (2, 3, 6, 7)).shape == (2, 3, 6, 7)
+    with pytest.raises(ValueError, match=r"weight does not fit grad and input_shape|grad does not fit input_shape"):
+        kernels.conv_input_grad(grad, normal(*shape), (2, 3, 6, 7))

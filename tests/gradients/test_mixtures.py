@@ -142,3 +142,28 @@ def test_a_mixture_of_probabilities_is_that_of_one_model_where_there_is_one() ->
     logits = normal(1, B, K)
     for combine in ("probs", "loss"):
         torch.testing.assert_close(mix(logits, torch.ones(1).double(), combine), F.log_softmax(logits[0], -1))
+
+
+@pytest.mark.parametrize("combine", COMBINES)
+def test_weights_that_were_made_in_inference_mode(combine: str) -> None:
+    """Autograd cannot keep those."""
+    with torch.inference_mode():
+        weights = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    mixture = Combine(SimpleNamespace(combine=combine, weights=weights))
+    found = loss_grad(squares, normal(M, B, K), mixture, torch.arange(B) % K, None)
+    plain = Combine(SimpleNamespace(combine=combine, weights=WEIGHTS[1]))
+    wanted = loss_grad(squares, normal(M, B, K), plain, torch.arange(B) % K, None)
+    torch.testing.assert_close(found.grad, wanted.grad)
+    torch.testing.assert_close(found.loss, wanted.loss)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32])
+@pytest.mark.parametrize("loss", ["ce", "dlr", squares], ids=named)
+def test_classes_of_any_integers(loss: Any, kind: torch.dtype) -> None:
+    labels, targets = torch.arange(B) % K, (torch.arange(B) + 1) % K
+    for logits in (normal(B, K), normal(B, K).bfloat16()):
+        wanted = loss_grad(loss, logits, None, labels, targets)
+        found = loss_grad(loss, logits, None, labels.to(kind), targets.to(kind))
+        torch.testing.assert_close(found.grad, wanted.grad, rtol=0, atol=0)
+        plain = loss_grad(loss, logits, None, labels.to(kind), None)
+        torch.testing.assert_close(plain.loss, loss_grad(loss, logits, None, labels, None).loss, rtol=0, atol=0)

@@ -10,9 +10,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import sparring as sp
-from sparring.gradients.members import Buffers, Members, StackedDense, dense_stack, stacked
+from sparring.gradients.members import (
+    Buffers,
+    Members,
+    StackedConv2d,
+    StackedDense,
+    StackedLinear,
+    dense_stack,
+    stacked,
+)
 from sparring.gradients.steps import Flatten, Linear, NotLowered
 
 
@@ -94,6 +103,13 @@ def test_a_stack_is_its_members(name: str, dtype: torch.dtype, scalars: int) -> 
             torch.testing.assert_close(
                 found[scalar::scalars].double(), towards, rtol=4 * tolerance, atol=20 * tolerance
             )
+
+
+def test_one_member_is_a_stack() -> None:
+    (net,) = members("two", 1)
+    x = normal(B, 6)
+    logits, _ = whole([net]).forward(x)
+    torch.testing.assert_close(logits[0], net(x).detach())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=named)
@@ -221,3 +237,47 @@ def test_members_must_agree() -> None:
 def test_weights_of_another_type_are_left_to_the_model() -> None:
     with pytest.raises(NotLowered, match=r"weights are torch\.float64, inputs torch\.float32"):
         whole(members("two")).forward(normal(B, 6).float())
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_convolutions_of_members_on_shared_channels_and_side_by_side(groups: int) -> None:
+    """Step by step, without the model to fall back on; height and width are none of the numbers of channels."""
+    weight, bias = normal(M, 4, 2 // groups, 3, 3), normal(M, 4, seed=1)
+    step = StackedConv2d(lambda: weight, lambda: bias, (2, 1), (1, 0), (1, 1), groups)
+    each = [normal(B, 2, 8, 5, seed=2 + m) for m in range(M)]
+    apart = torch.cat(each, 1)
+    found, saved = step.forward(apart)
+    wanted = [F.conv2d(x, w, b, (2, 1), (1, 0), 1, groups) for x, w, b in zip(each, weight, bias, strict=True)]
+    torch.testing.assert_close(found, torch.cat(wanted, 1))
+    grad = normal(*found.shape, seed=9)
+    towards = step.backward(grad.clone(), saved)
+    for m, part in enumerate(towards.split(2, 1)):
+        _, back = torch.func.vjp(lambda x, m=m: F.conv2d(x, weight[m], bias[m], (2, 1), (1, 0), 1, groups), each[m])
+        torch.testing.assert_close(part, back(grad[:, 4 * m : 4 * m + 4])[0])
+    if groups > 1:
+        with pytest.raises(NotLowered, match="groups in the first convolution of stacked members"):
+            step.forward(each[0])
+        return
+    found, saved = step.forward(each[0])
+    torch.testing.assert_close(found, F.conv2d(each[0], weight.flatten(0, 1), bias.flatten(), (2, 1), (1, 0)))
+    _, back = torch.func.vjp(lambda x: F.conv2d(x, weight.flatten(0, 1), None, (2, 1), (1, 0)), each[0])
+    torch.testing.assert_close(step.backward(grad.clone(), saved), back(grad)[0])
+
+
+def test_linear_layers_of_members_on_shared_features_and_side_by_side() -> None:
+    weight, bias = normal(M, 4, 6), normal(M, 4, seed=1)
+    for b in (bias, None):
+        step = StackedLinear(lambda: weight, lambda b=b: b)
+        each = [normal(B, 6, seed=2 + m) for m in range(M)]
+        extra = torch.zeros(M, 4).double() if b is None else b
+        found, saved = step.forward(torch.cat(each, 1))
+        torch.testing.assert_close(
+            found, torch.cat([x @ w.t() + e for x, w, e in zip(each, weight, extra, strict=True)], 1)
+        )
+        grad = normal(B, 12, seed=9)
+        torch.testing.assert_close(
+            step.backward(grad.clone(), saved), torch.cat([grad[:, 4 * m : 4 * m + 4] @ weight[m] for m in range(M)], 1)
+        )
+        found, saved = step.forward(each[0])
+        torch.testing.assert_close(found, each[0] @ weight.flatten(0, 1).t() + extra.flatten())
+        torch.testing.assert_close(step.backward(grad.clone(), saved), grad @ weight.flatten(0, 1))

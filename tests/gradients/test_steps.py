@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import sparring as sp
 from sparring.gradients import layers
 from sparring.gradients.image_steps import (
     AvgPool2d,
@@ -26,6 +27,7 @@ from sparring.gradients.image_steps import (
     unflat,
 )
 from sparring.gradients.layers import BATCH, FUNCTIONS, METHODS, MODULES
+from sparring.gradients.lowered import run
 from sparring.gradients.steps import (
     Activation,
     Affine,
@@ -539,3 +541,36 @@ def test_some_inputs_that_an_answer_does_not_use_have_no_gradient() -> None:
     parameter = torch.ones(2, 3, dtype=torch.float64, requires_grad=True)
     _, saved = asked(lambda x: parameter * 2, normal(2, 3))
     assert torch.equal(Autograd(len).backward(torch.ones(2, 3).double(), saved), torch.zeros(2, 3).double())
+
+
+def test_weights_are_kept_in_bfloat16_where_that_is_what_is_computed_in() -> None:
+    small, large = nn.Linear(4, 3), nn.Linear(2**10, 2**9)
+    for layer, keeps in ((small, True), (large, False)):
+        step = Linear(layers.live(layer, "weight"), layers.live(layer, "bias"))
+        assert step.take(torch.ones(1, 1), "float32") is step
+        assert (step.take(torch.ones(1, 1), "bf16") is not step) == keeps
+    step = Linear(layers.live(small, "weight"), layers.live(small, "bias"))
+    step.keeps_bfloat16 = False
+    assert step.take(torch.ones(1, 1), "bf16") is step
+    assert Linear(layers.live(small.double(), "weight"), layers.live(small, "bias")).take(torch.ones(1), "bf16")
+
+
+@pytest.mark.parametrize("model", [nn.Identity(), nn.Flatten(), nn.Sequential(nn.Flatten(), nn.Identity())], ids=str)
+def test_what_is_returned_is_neither_the_input_nor_in_a_graph(model: nn.Module) -> None:
+    x = normal(3, 4).requires_grad_()
+    found = sp.input_grad(model, x, torch.tensor([0, 1, 2]))
+    assert not any(tensor.requires_grad for tensor in found)
+    kept = found.logits.clone()
+    with torch.no_grad():
+        x.zero_()
+    assert torch.equal(found.logits, kept)
+    assert not sp.jacobian(model, x).requires_grad
+    assert not Identity().forward(run([], x, "float32")[0])[0].requires_grad
+
+
+@pytest.mark.parametrize("kind", Affine.forwards)
+def test_constants_take_the_type_of_what_they_meet(kind: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        y, saved = Affine(kind, lambda: normal(4)).forward(normal(2, 4).to(dtype))
+        assert y.dtype is dtype
+        assert Affine(kind, lambda: 2.0).backward(torch.ones(2, 4, dtype=dtype), saved).dtype is dtype

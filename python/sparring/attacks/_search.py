@@ -226,7 +226,7 @@ def run(
     size = options.batch_size or max(1, len(inputs))
     results = []
     with held_still(whole), torch.inference_mode(False), explained(whole, inputs, "inputs"):
-        ball = BALLS[norm_name(options.norm)](inputs, eps, options.bounds)
+        ball = BALLS[norm_name(options.norm)](inputs, eps, bounds_of(options.bounds))
         lowered = lower(whole).take(inputs)
         everything = Problem(lowered, ball, labels, targets, options.loss, targets, spans_of(labels, targets))
         for first in range(0, max(1, len(inputs)), size):
@@ -374,7 +374,7 @@ def _examples(
 
 def bounds_of(bounds: Bounds) -> tuple[float, float]:
     try:
-        low, high = (float(end) for end in bounds)
+        low, high = (float(end) for end in bounds if not isinstance(end, str))
     except (TypeError, ValueError):
         raise TypeError(f"bounds must be two numbers (lo, hi); got {bounds!r}") from None
     if not -math.inf < low < high < math.inf:

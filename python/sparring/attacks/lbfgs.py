@@ -274,8 +274,7 @@ def _first_weight(penalty: str, answer: Answer) -> tuple[Tensor, Tensor]:
     it, so that a cross-entropy's gradient is half of what it was at the start.
     """
     grad = answer.grad.flatten(1).double()
-    order = 1 if penalty == "L1" else 2
-    steepness = torch.linalg.vector_norm(grad, math.inf if order == 1 else 2, dim=1)
+    steepness = torch.linalg.vector_norm(grad, math.inf if penalty == "L1" else 2, dim=1)
     hopeless = ~(steepness.isfinite() & (steepness > 0) & answer.loss.isfinite())
     weight = steepness / 2
     if penalty == "squared L2":

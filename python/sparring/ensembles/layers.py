@@ -257,9 +257,11 @@ def _layers(model: nn.Module) -> list[str]:
             raise NotStacked(f"{node.name} ({getattr(node.target, '__name__', node.target)})")
         elif node.op == "get_attr":
             raise NotStacked(f"{node.target}, a tensor that forward uses")
-    unused = {name.rpartition(".")[0] for name, _ in model.named_parameters()} - {*names}
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    places = {name.rpartition(".")[0] or name: name.rpartition(".")[0] for name, _ in tensors}
+    unused = sorted(place for place, module in places.items() if module not in names)
     if unused:
-        raise NotStacked(f"{', '.join(sorted(unused))}: weights of no layer that forward calls")
+        raise NotStacked(f"{', '.join(unused)}: weights of no layer that forward calls")
     return list(dict.fromkeys(names))
 
 

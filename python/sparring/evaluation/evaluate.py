@@ -311,7 +311,7 @@ def _check(
     if int(y.min()) < 0:
         raise ValueError(f"y holds the class {int(y.min())}; classes are counted from 0")
     low, high = bounds_of(bounds)
-    least, most = (float(end) for end in x.aminmax())
+    least, most = (float(end) for end in x.detach().aminmax())
     if not (least >= low - slack(bounds) and most <= high + slack(bounds)):
         raise ValueError(
             f"x ranges over [{least:.7g}, {most:.7g}], outside bounds {bounds}; scale it, or pass the bounds it has. "

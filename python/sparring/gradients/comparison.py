@@ -34,7 +34,8 @@ def disagreement(lowered: Lowered, x: Tensor) -> str | None:
         return str(why_not)
     except Exception:
         # A model may want all its rows, or fail on any; then it will say so itself.
-        return "the model cannot be asked about a few of the rows alone" if rows is not x else "the model fails on them"
+        alone = len(rows) < len(x)
+        return "the model cannot be asked about a few of the rows alone" if alone else "the model fails on them"
 
 
 def _difference(lowered: Lowered, rows: Tensor) -> str | None:

@@ -102,10 +102,11 @@ def _loss_grad(loss: Loss, logits: Tensor, mixture: Combine | None, labels: Tens
             logits, labels = logits.clone(), labels.clone()
             targets = None if targets is None else targets.clone()
         leaf = logits.detach().requires_grad_()
-        mixed = leaf if mixture is None else mix(leaf, mixture.weights.clone(), mixture.differentiated)
-        if mixture is not None and mixture.combine == "loss":
+        weights = None if mixture is None else mixture.weights.clone()
+        mixed = leaf if mixture is None or weights is None else mix(leaf, weights, mixture.differentiated)
+        if mixture is not None and weights is not None and mixture.combine == "loss":
             each = torch.stack([losses.value(loss, one, labels, targets) for one in leaf])
-            value = (mixture.weights.to(each)[:, None] * each).sum(0)
+            value = (weights.to(each)[:, None] * each).sum(0)
         else:
             value = losses.value(loss, mixed, labels, targets)
         if not value.requires_grad:
