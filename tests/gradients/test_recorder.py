@@ -178,14 +178,12 @@ def test_leaves_are_one_node_and_containers_are_walked() -> None:
             return x * 2
 
     model = nn.Sequential(nn.Sequential(nn.Linear(2, 2), Inner()), nn.ReLU())
-    walked = [str(node.target) for node in trace(model, lambda module: False)[0].nodes if node.op == "call_module"]
-    assert walked == ["0.0", "1"]
-    leaf = [
-        str(node.target)
-        for node in trace(model, lambda module: isinstance(module, Inner))[0].nodes
-        if node.op == "call_module"
-    ]
-    assert leaf == ["0.0", "0.1", "1"]
+
+    def calls(is_leaf: Callable[[nn.Module], bool]) -> list[str]:
+        return [str(node.target) for node in trace(model, is_leaf)[0].nodes if node.op == "call_module"]
+
+    assert calls(lambda module: False) == ["0.0", "1"]
+    assert calls(lambda module: isinstance(module, Inner)) == ["0.0", "0.1", "1"]
 
 
 @pytest.mark.parametrize("body", [
