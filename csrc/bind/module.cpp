@@ -73,6 +73,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("cuda_status", &cuda_status);
   m.def("supported_isas", &supported_isas);
   m.def("isa", [] { return std::string(sparring::name(sparring::active_isa())); });
+  m.def("is_intel", &sparring::is_intel);
   sparring::bind_ops(m);
   sparring::bind_gradients(m);
   sparring::bind_lipschitz(m);

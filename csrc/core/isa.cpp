@@ -51,4 +51,13 @@ const char* name(Isa isa) {
   return "unknown";
 }
 
+bool is_intel() {
+#if defined(SPARRING_X86_LEVELS)
+  __builtin_cpu_init();
+  return __builtin_cpu_is("intel") != 0;
+#else
+  return false;
+#endif
+}
+
 }  // namespace sparring

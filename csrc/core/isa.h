@@ -17,4 +17,7 @@ std::vector<Isa> supported_isas();
 
 const char* name(Isa isa);
 
+/// Whether the processor is Intel's, on which MKL takes its fastest paths.
+bool is_intel();
+
 }  // namespace sparring

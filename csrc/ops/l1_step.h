@@ -99,16 +99,26 @@ SPARRING_FN bool l1_step(Team team, int64_t n, const Real* x, const Real* delta,
     return team.count(n, [=](int64_t i) { return movable[i] >= value; });
   };
   const auto last = kth_largest<Real>(chosen, positive, whole.sum / whole.count, bits(Real(whole.largest)), count_from);
-  // A step beyond the type ends at its largest number: further out, it makes no difference to the projection.
-  constexpr Real kMost = Float<Real>::largest;
-  const Real move = chosen > 0 ? smaller(Real(step_size / double(chosen)), kMost) : Real(0), least = from_bits<Real>(last.key);
+  Real move = chosen > 0 ? Real(step_size / double(chosen)) : Real(0);
+  const Real least = from_bits<Real>(last.key);
   if (last.count > chosen) {  // equal ones compete for the last places
     const int64_t tied_until = index_of_tie(team, n, movable, least, chosen - count_from(last.key + 1));
     team.each(n, [=](int64_t i) { movable[i] = (movable[i] == least) & (i > tied_until) ? Real(0) : movable[i]; });
   }
+  const Real* from = delta;
+  constexpr Real kMost = Float<Real>::largest;
+  if (move > Real(kMost * 1e-20)) {
+    // The sum may be beyond the type, and ends at its largest number: further out, it makes no difference to the projection. Moved
+    // here, so that the loop below has no more to do than it must.
+    team.each(n, [=](int64_t i) {
+      const Real sum = delta[i] + with_sign(movable[i] >= least ? move : Real(0), grad[i]);
+      out[i] = smaller(larger(sum, -kMost), kMost);
+    });
+    from = out;
+    move = 0;
+  }
   const auto moved = [=](int64_t i) {
-    const Real sum = delta[i] + with_sign(movable[i] >= least ? move : Real(0), grad[i]);
-    const Real v = smaller(larger(sum, -kMost), kMost);
+    const Real v = from[i] + with_sign(movable[i] >= least ? move : Real(0), grad[i]);
     out[i] = v;
     return v;
   };

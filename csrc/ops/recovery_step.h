@@ -78,14 +78,14 @@ SPARRING_FN bool recovery_step(Team team, int64_t n, Real* image, const Real* gr
       rate = c.lr / (square_root(v_new) * c.unbias2 + c.adam_eps);
       direction = m_new * c.unbias1;
     }
-    // A rate may overflow, and 0 times it is still 0; so does the threshold, and then the larger of the two forces has its way.
-    const Real move = rate * direction;
-    Real from_black = (old - (move == move ? move : Real(0))) - c.black;
+    // A rate may overflow, and 0 times it is still 0; so may the threshold, and then the larger of the two forces has its way.
+    const Real moved = old - rate * direction;
+    Real from_black = (moved == moved ? moved : old) - c.black;
     if constexpr (Variant::soft_threshold) {
       const Real least = c.penalty == 0 ? Real(0) : rate * c.penalty;
-      const Real beyond = magnitude(direction) > c.penalty ? from_black : Real(0);
       const Real shrunk = from_black - smaller(larger(from_black, -least), least);
-      from_black = least > Float<Real>::largest ? beyond : shrunk;
+      const Real beyond = magnitude(direction) > c.penalty ? from_black : Real(0);
+      from_black = shrunk == shrunk ? shrunk : beyond;
     }
     const Real inside = smaller(larger(c.black + from_black, c.lo), c.hi);
     image[i] = held | (magnitude(inside - c.black) < c.floor) ? c.black : inside;

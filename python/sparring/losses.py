@@ -26,6 +26,7 @@ from torch.nn import functional as F
 Loss: TypeAlias = str | Callable[[Tensor, Tensor], Tensor]
 
 NAMES = ("ce", "margin", "dlr", "prob")
+_FEW = 256  # numbers that Python compares sooner than torch
 _CLASSES_NEEDED = {"ce": 2, "prob": 2, "margin": 2, "dlr": 3}
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -93,7 +94,11 @@ class Span(NamedTuple):
 
 def span_of(classes: Tensor) -> Span:
     """Read from the tensor, which waits for a device: once a call is often enough."""
-    return Span(*(int(end) for end in torch.aminmax(classes))) if len(classes) else Span(0, 0)
+    count = len(classes)
+    if not count:
+        return Span(0, 0)
+    ends = classes.tolist() if count <= _FEW and classes.is_cpu else [int(end) for end in torch.aminmax(classes)]
+    return Span(min(ends), max(ends))
 
 
 def check(

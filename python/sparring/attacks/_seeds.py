@@ -18,17 +18,16 @@ def example_seeds(inputs: Tensor, count: int, generator: torch.Generator | None)
     """
     base = _draw(generator, 1)[0].to_bytes(8, "little")
     rows = inputs.detach().cpu().contiguous() + 0.0  # 0 and -0 are one number
-    seeds = torch.empty(len(rows), count, dtype=torch.int64, device="cpu")
     if rows.numel() == 0:
-        return seeds.zero_()
-    flat = rows.reshape(len(rows), -1).view(torch.uint8).numpy()
-    for row, entries in enumerate(flat):
+        return torch.zeros(len(rows), count, dtype=torch.int64, device="cpu")
+    seeds = []
+    for entries in rows.reshape(len(rows), -1).view(torch.uint8).numpy():
         about = hashlib.blake2b(entries.data, digest_size=8, key=base)
         for draw in range(count):
             one = about.copy()
             one.update(draw.to_bytes(8, "little"))
-            seeds[row, draw] = int.from_bytes(one.digest(), "little") >> (64 - _BITS)
-    return seeds
+            seeds.append(int.from_bytes(one.digest(), "little") >> (64 - _BITS))
+    return torch.tensor(seeds, dtype=torch.int64, device="cpu").reshape(len(rows), count)
 
 
 def seeds_by_place(count: int, generator: torch.Generator | None) -> list[int]:

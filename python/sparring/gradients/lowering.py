@@ -11,7 +11,8 @@ from torch import fx, nn
 from sparring.gradients import layers
 from sparring.gradients.chain import NoChain, TensorsOf, follow, fused, listed
 from sparring.gradients.lowered import Lowered, Model
-from sparring.gradients.plan import HOOKS, Plan, Signature, obstacles
+from sparring.gradients.plan import Plan, obstacles
+from sparring.gradients.signature import HOOKS, Signature
 from sparring.gradients.steps import Autograd, NotLowered, Step
 from sparring.tracing import Reads, Untraceable, trace
 

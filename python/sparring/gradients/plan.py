@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
-from torch.nn.parameter import is_lazy
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 from sparring.gradients.originals import patched
+from sparring.gradients.signature import GLOBAL_HOOKS, HOOKS
 from sparring.gradients.steps import Step
-from sparring.tracing import PLAIN, Reads, look_up
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_GLOBAL_HOOKS = tuple(name for name in vars(torch_module) if name.startswith("_global_") and name.endswith("_hooks"))
+from sparring.tracing import Reads
 
 
 class Plan:
@@ -48,47 +44,6 @@ class Plan:
         self.verdicts: dict[Any, str | None] = {}
 
 
-class Signature:
-    """How a model is built; `same` says whether it is as it was. Weights are not part of it."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._parts = _parts(model)
-
-    def same(self, model: nn.Module) -> bool:
-        try:
-            return self._parts == _parts(model)
-        except RuntimeError:  # another thread changes a dict
-            return False
-
-
-def _parts(model: nn.Module) -> list[Any]:
-    """What a plan depends on, of all modules, each as often as it is there."""
-    parts: list[Any] = [patched(), *(len(getattr(torch_module, name)) for name in _GLOBAL_HOOKS)]
-    waiting, seen = [model], set[int]()
-    while waiting:
-        module = waiting.pop()
-        values, kind = vars(module), type(module)
-        parts.append((weakref.ref(module, None), kind, look_up(kind, "forward"), look_up(kind, "__call__")))
-        if id(module) in seen or isinstance(module, torch.jit.ScriptModule):
-            continue
-        seen.add(id(module))
-        parts.append([len(values[name]) for name in HOOKS if name in values])
-        for name, value in [*values.items()]:
-            if name == "_modules":
-                parts += value  # their names; they themselves come later
-                waiting += [part for part in [*value.values()] if part is not None]
-            elif name in ("_parameters", "_buffers"):
-                parts += [
-                    (key, None if one is None or is_lazy(one) else (one.dtype, one.shape))
-                    for key, one in [*value.items()]
-                ]
-            elif type(value) in PLAIN:
-                parts.append((name, value))
-            else:
-                parts.append(name)
-    return parts
-
-
 def _modules_of(
     model: nn.Module, stops_at: Callable[[nn.Module], bool] | None, name: str = ""
 ) -> Iterator[tuple[str, nn.Module]]:
@@ -100,7 +55,7 @@ def _modules_of(
 
 def obstacles(model: nn.Module, stops_at: Callable[[nn.Module], bool] | None = None) -> list[str]:
     """What makes a call of a module more than its forward; not looked for inside of modules that it `stops_at`."""
-    if any(getattr(torch_module, name) for name in _GLOBAL_HOOKS):
+    if any(getattr(torch_module, name) for name in GLOBAL_HOOKS):
         return ["global module hooks"]
     if patched():
         return [f"torch's {', '.join(patched())} is not torch's own"]
