@@ -48,8 +48,8 @@ def test_not_numbers_and_infinities_have_to_be_the_same() -> None:
 
 
 def test_rows_are_spread_over_the_batch() -> None:
-    assert _spread(5, torch.device("cpu")).tolist() == [0, 1, 2, 4]
-    assert _spread(100, torch.device("cpu")).tolist() == [0, 33, 66, 99]
+    for count, wanted in ((1, [0]), (4, [0, 1, 2, 3]), (5, [0, 1, 2, 4]), (100, [0, 33, 66, 99])):
+        assert _spread(torch.arange(count)).tolist() == wanted
 
 
 def test_weights_tell_the_logits_apart() -> None:
