@@ -141,7 +141,7 @@ def test_errors_are_one_line(folder: Path, tmp_path: Path) -> None:
         ((str(folder / "net.pt"), "--data", "digits"), "holds weights alone: leave out --data"),
         ((str(tmp_path / "code.pt"),), "holds more than tensors"),
         ((str(tmp_path / "list.pt"),), "holds no state_dict"),
-        ((str(tmp_path / "text.safetensors"),), "is no safetensors file"),
+        ((str(tmp_path / "text.safetensors"),), "not a complete safetensors file"),
         ((str(tmp_path / "text.pt"),), "holds more than tensors, or is no file that torch saved"),
     ]
     for arguments, expected in cases:

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sparring._text import aligned, number, percent
-from sparring.attacks._model import held_still
-from sparring.attacks._search import answered
+from sparring.attacks._model import answered, held_still
 
 ALPHAS = (*(i / 10 for i in range(10)), *range(1, 10), *range(10, 100, 10), 100, 200, 300)
 """The factors that are tried: by .1 up to 1, by 1 up to 10, by 10 up to 100, then 200 and 300."""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from sparring import losses
-from sparring.attacks._search import Problem, Query, answered, fooled
+from sparring.attacks._model import answered
+from sparring.attacks._search import Problem, Query, fooled
 
 
 def answer(problem: Problem, delta: Tensor) -> Query:

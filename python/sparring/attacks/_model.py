@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,6 +39,17 @@ def held_still(*models: nn.Module) -> Iterator[None]:
     finally:
         with _lock:
             _let_go(held)
+
+
+def answered(model: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+    """The logits (B, K) that a model gives for a copy of `points`, without a graph, in memory of their own."""
+    with torch.no_grad():
+        logits = model(points.clone())
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(points):
+        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"the model must return logits ({len(points)}, K), but gave {got}")
+    copied: Tensor = logits.detach().clone()
+    return copied
 
 
 def keep_still(model: nn.Module) -> None:

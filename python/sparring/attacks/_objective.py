@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparring import losses
-from sparring.attacks._search import answered
+from sparring.attacks._model import answered
 from sparring.gradients import Lowered, lower
 from sparring.gradients.batched import asked, spans_of
 

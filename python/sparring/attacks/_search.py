@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sparring import losses
-from sparring.attacks._model import held_still, preprocessed
+from sparring.attacks._model import answered, held_still, preprocessed
 from sparring.attacks._norms import BALLS, Ball, Bounds, Norm, norm_name, slack
 from sparring.attacks._result import AttackResult, GradientMaskingWarning
 from sparring.attacks._seeds import example_seeds
@@ -410,15 +410,4 @@ def _classes(classes: Any, name: str, inputs: Tensor) -> Tensor:
     if len(classes) and int(classes.min()) < 0:
         raise ValueError(f"{name} must not be negative; got {int(classes.min())}")
     copied: Tensor = classes.to(torch.int64, copy=True)
-    return copied
-
-
-def answered(model: Lowered | nn.Module, points: Tensor) -> Tensor:
-    """The logits (B, K) that a model gives for a copy of `points`, without a graph, in memory of their own."""
-    with torch.no_grad():
-        logits = model(points.clone())
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(points):
-        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"the model must return logits ({len(points)}, K), but gave {got}")
-    copied: Tensor = logits.detach().clone()
     return copied

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sparring import losses
 from sparring.attacks._evolve import Objective, Strategy, check, evolve
 from sparring.attacks._forward import answer, judged
-from sparring.attacks._model import device_and_dtype, held_still
+from sparring.attacks._model import answered, device_and_dtype, held_still
 from sparring.attacks._norms import Bounds
 from sparring.attacks._result import AttackResult
 from sparring.attacks._search import (
@@ -23,7 +23,6 @@ from sparring.attacks._search import (
     Preprocessing,
     Problem,
     Query,
-    answered,
     bounds_of,
     check_inputs,
     run,

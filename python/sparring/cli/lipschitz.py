@@ -166,17 +166,16 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     import pickle
 
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+
+    from sparring._loading import safetensors_file
 
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     try:
         if path.suffix not in _weights.PICKLES:
-            return load_file(path)
+            with safetensors_file(path, "weights") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file: {error}") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError):
         raise ValueError(f"{path} holds more than tensors, or is no file that torch saved") from None
     found = found.get("state_dict", found) if isinstance(found, dict) else None

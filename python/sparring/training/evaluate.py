@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from sparring.attacks._model import answered, held_still
 from sparring.data import Dataset
 from sparring.training.fooling import BINS, FoolingSet
 from sparring.training.labelling import Labels
@@ -19,15 +20,9 @@ _CANDIDATES = 4
 
 
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:
-    """The network's outputs (B, K) in eval mode, without a graph; every module's mode is left as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            return torch.cat([model(batch) for batch in torch.split(images, BATCH)])
-    finally:
-        for module in training:
-            module.training = True
+    """The network's outputs (B, K) in eval mode, without a graph; every flag is left as it was."""
+    with held_still(model):
+        return torch.cat([answered(model, batch) for batch in torch.split(images, BATCH)])
 
 
 def summary(group: str, values: Mapping[str, Tensor], labels: Tensor, classes: int) -> Metrics:

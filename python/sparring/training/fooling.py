@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sparring import _files
 from sparring._loading import layout, safetensors_file
-from sparring.attacks._model import held_still
+from sparring.attacks._model import answered, held_still
 from sparring.data import Dataset, Split
 
 EDGES = (0.3, 0.5, 0.7, 0.9)
@@ -67,8 +67,8 @@ class FoolingSet:
         The model is in eval mode meanwhile, and left as it was.
         """
         images = images.detach()
-        with held_still(model), torch.no_grad():
-            logits = torch.cat([model(part) for part in torch.split(images, _BATCH)])
+        with held_still(model):
+            logits = torch.cat([answered(model, part) for part in torch.split(images, _BATCH)])
         largest = int(targets.max()) if len(targets) else 0
         if largest >= logits.shape[1]:
             raise ValueError(f"targets must be below {logits.shape[1]}, the model's outputs; got {largest}")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, float64
 
 from sparring import _bridge as bridge
+from sparring._gate import plain
 from sparring.gradients.kernels._arguments import NUMBER, agree, check_indices, rows_of, same_kind
 
 
@@ -147,7 +148,7 @@ def loss_grad(
     if members > 1:
         if weights is None:
             weights = logits.new_full((members,), 1 / members, dtype=float64)
-        weights = weights.to(logits.device, float64).contiguous()
+        weights = plain(weights, "weights").to(logits.device, float64).contiguous()
         agree(tuple(weights.shape), (members,), "weights", "logits")
         combined = logits.new_empty(batch, classes)
     else:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, float64
 
 from sparring import _bridge as bridge
+from sparring._gate import plain
 from sparring.gradients.kernels._arguments import agree, same_kind, supported
 
 _FEW_CHANNELS = 4  # up to here the matrix product with the columns takes less time than torch's convolution backward
@@ -84,7 +85,7 @@ def relu_pool_backward(
     grad: Tensor, index: Tensor, size: Sequence[int], kernel: Pair, stride: Pair, padding: Pair = (0, 0)
 ) -> Tensor:
     """The gradient at the `z` of `relu_pool`, (B, C, *`size`), from `grad` at its output; in the form of `index`."""
-    index, form, lanes = _image(index)
+    index, form, lanes = _image(plain(index, "index", in_place=True))
     batch, channels, *out_size = index.shape
     agree(tuple(grad.shape), tuple(index.shape), "grad", "index")
     if index.dtype is not torch.uint8 or index.device != grad.device:
