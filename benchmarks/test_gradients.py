@@ -115,7 +115,11 @@ def test_input_grad(versus: Callable[..., None], name: str, count: int, members:
     models = make(name, members, device)
     x, labels = batch(count, device)
     lowered = sp.lower(models[0] if members == 1 else sp.Ensemble(models).eval())
-    peers: dict[str, Run] = {"autograd": lambda: autograd(models, x, labels)}
+    step = lowered.take(x)
+    peers: dict[str, Run] = {
+        "ours, taken once as in attacks": lambda: sp.input_grad(step, x, labels).grad,
+        "autograd": lambda: autograd(models, x, labels),
+    }
     required = MIXTURE if members == 100 and count == 128 else ONE if members == 1 else {}
     if name == "lenet5":
         last = [copy.deepcopy(model).to(memory_format=torch.channels_last) for model in models]
@@ -143,6 +147,7 @@ def test_bf16(versus: Callable[..., None], name: str, count: int, members: int, 
     models = make(name, members, device)
     x, labels = batch(count, device)
     lowered = sp.lower(models[0] if members == 1 else sp.Ensemble(models).eval())
+    step = lowered.take(x, "bf16")
 
     def autocast() -> Tensor:
         with torch.autocast(device.type, torch.bfloat16):
@@ -150,7 +155,11 @@ def test_bf16(versus: Callable[..., None], name: str, count: int, members: int, 
 
     versus(
         lambda: sp.input_grad(lowered, x, labels, precision="bf16").grad,
-        {"ours, float32": lambda: sp.input_grad(lowered, x, labels).grad, "autograd, autocast": autocast},
+        {
+            "ours, taken once as in attacks": lambda: sp.input_grad(step, x, labels, precision="bf16").grad,
+            "ours, float32": lambda: sp.input_grad(lowered, x, labels).grad,
+            "autograd, autocast": autocast,
+        },
         op=f"input_grad in bf16, {name}, {members} member{'s' * (members > 1)}",
         shape=(count, 784),
         device=device,

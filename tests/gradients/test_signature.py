@@ -128,3 +128,17 @@ def test_what_torch_s_classes_use() -> None:
     assert used is not None
     assert {"conv2d", "relu", "max_pool2d", "flatten"} <= used
     assert originals._names_used_by({nn.Linear, Named}) is None
+
+
+def test_a_plan_that_was_taken_is_of_its_kind_of_inputs() -> None:
+    model = make()
+    x, labels = torch.rand(5, 1, 8, 8), torch.arange(5) % 4
+    step = sp.lower(model).take(x)
+    assert sp.lower(step) is step
+    assert step.take(x[:2]) is step
+    torch.testing.assert_close(sp.input_grad(step, x, labels).grad, sp.input_grad(model, x, labels).grad)
+    model.double()
+    found = sp.input_grad(step, x.double(), labels)
+    wanted = sp.input_grad(lambda z: model(z), x.double(), labels)
+    torch.testing.assert_close(found.grad, wanted.grad)
+    assert step.take(x.double(), "bf16") is not step

@@ -15,6 +15,7 @@ from sparring.gradients.steps import Autograd, Step
 
 Model = Callable[[Tensor], Tensor]
 Tape = list[tuple[Step, Any]]
+Kind = tuple[tuple[torch.Size, torch.dtype, torch.device], str]  # of inputs, and the precision
 
 _CACHED = 2**23  # bytes a thread for the largest array between two steps: its memory is then used again, and stays warm
 
@@ -35,9 +36,11 @@ class Lowered:
         Why autograd does the work; empty where it does not.
     """
 
-    def __init__(self, model: Model, plan: Plan | None, taken: list[Step] | None = None) -> None:
+    def __init__(
+        self, model: Model, plan: Plan | None, taken: list[Step] | None = None, kind: Kind | None = None
+    ) -> None:
         self.model, self._plan = model, plan
-        self._taken = taken  # for the time of one call: steps that were compared with the model, with their weights
+        self._taken, self._kind = taken, kind  # steps that were compared with the model, with their weights
 
     @property
     def plan(self) -> Plan:
@@ -86,13 +89,22 @@ class Lowered:
         return self if self._taken is not None else lower(self.model)
 
     def take(self, x: Tensor, precision: str = "float32") -> Lowered:
-        """For one call on inputs like `x` (B, ...): compared with the model, and with the weights of now."""
+        """For calls on inputs like `x` (B, ...), of any batch size: compared with the model, with the weights of now.
+
+        Every call does so by itself; attacks once. A loop of one's own saves what it takes to look at the model and at
+        the memory of its weights: ``step = sp.lower(model).take(x)``, then ``sp.input_grad(step, x, labels)``. Later
+        changes of the model may or may not be seen until it is taken again.
+        """
+        kind = (x.shape[1:], x.dtype, x.device)
         if self._taken is not None:
-            return self
+            if self._kind in (None, (kind, precision)):
+                return self
+            from sparring.gradients.lowering import lower
+
+            return lower(self.model).take(x, precision)
         plan = self.plan
         if plan.steps is None or not undisturbed(x):
             return self.left_to_autograd(x, precision)
-        kind = (x.shape[1:], x.dtype, x.device)
         why = plan.verdicts.get(kind)
         if len(x) and kind not in plan.verdicts:
             from sparring.gradients.comparison import TELLS_NOTHING, disagreement
@@ -101,14 +113,15 @@ class Lowered:
             if why is not TELLS_NOTHING:  # other rows may
                 plan.verdicts[kind] = why
         return (
-            Lowered(self.model, plan, taken(plan.steps, x, precision))
+            Lowered(self.model, plan, taken(plan.steps, x, precision), (kind, precision))
             if why is None
             else self.left_to_autograd(x, precision)
         )
 
     def left_to_autograd(self, x: Tensor, precision: str) -> Lowered:
         """The same for a call that the plan does not serve."""
-        return Lowered(self.model, self.plan, taken(self.by_autograd, x, precision))
+        kind = (x.shape[1:], x.dtype, x.device)
+        return Lowered(self.model, self.plan, taken(self.by_autograd, x, precision), (kind, precision))
 
     def forward(self, x: Tensor, precision: str = "float32", unmixed: bool = False) -> tuple[Tensor, Tape]:
         """Logits, and what `backward` needs: each step with what it saved; after `take`.
