@@ -257,6 +257,8 @@ def test_nothing_to_attack() -> None:
     [
         ({"pixels": 0}, "pixels must be an integer, at least 1"),
         ({"pixels": 1.5}, "pixels"),
+        *(({"mutation": value}, "mutation must be") for value in (True, "half", None, (0.5, True), (0.5, "1"), 3.0)),
+        *(({"recombination": value}, "recombination must be") for value in (True, "half", None, -0.1, 1.1)),
         ({"batch_size": 0}, "batch_size"),
         ({"population": 2}, "population"),
         ({"loss": "hinge"}, "loss"),

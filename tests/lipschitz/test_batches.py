@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from sparring.lipschitz import batches, layer_bounds
@@ -116,3 +116,27 @@ def test_both_examples_are_followed() -> None:
         found = batches.mixing(lambda x, mixed=mixed: [(node, mixed(x))], x)
         assert found.nodes
     assert batches.mixing(lambda x: [(node, x * 2)], x).axes == {node: {0}}
+
+
+@pytest.mark.parametrize("function", [lambda x: x.reshape(1, 12), lambda x: x.view(3, 4)[None]])
+def test_what_cannot_be_called_with_two_is_said(function: Callable[[Any], Any]) -> None:
+    graph = fx.symbolic_trace(Calls(function))
+
+    def values(x: Tensor) -> Iterator[tuple[fx.Node, Any]]:
+        found: dict[fx.Node, Any] = {}
+        for node in graph.graph.nodes:
+            if node.op == "output":
+                return
+            arguments = fx.node.map_arg((node.args, node.kwargs), found.__getitem__)
+            if node.op == "placeholder":
+                found[node] = x
+            elif node.op == "call_method":
+                found[node] = getattr(arguments[0][0], node.target)(*arguments[0][1:], **arguments[1])
+            elif node.op == "get_attr":
+                found[node] = getattr(graph, node.target)
+            else:
+                found[node] = node.target(*arguments[0], **arguments[1])
+            yield node, found[node]
+
+    assert batches.mixing(values, torch.rand(1, 3, 4)).fails.startswith("cannot be called with a batch of two: ")
+    assert batches.mixing(values, torch.rand(1, 3, 4)).nodes == {}

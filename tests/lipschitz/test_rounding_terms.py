@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from sparring.lipschitz import (
+    banded,
     certified_radius,
     chain_bound,
     cholesky,
     dense,
     frequencies,
+    geometry,
     gram,
     kernels,
     layer_bounds,
@@ -434,3 +436,31 @@ def test_branches_that_underflow() -> None:
     assert product(tiny, 0.1) > 0
     assert total([1.0, 2.0**-60]) > 1
     assert product(1 / 3, 3.0) > Fraction(1 / 3) * 3
+
+
+@pytest.mark.parametrize("guess", [0.0, 1e-3, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize(("kernel", "size", "channels"), [((3,), (9,), (2, 3)), ((2, 3), (4, 5), (3, 2))])
+def test_a_banded_proof_does_not_believe_its_guess(
+    guess: float, kernel: tuple[int, ...], size: tuple[int, ...], channels: tuple[int, int]
+) -> None:
+    """Begun below the norm, it fails until it is above."""
+    weight = torch.randn(*channels, *kernel, generator=torch.Generator().manual_seed(3), dtype=FLOAT)
+    ones = (1,) * len(kernel)
+    shape = Geometry(size, kernel, ones, ones, ones, ones, "zeros", None)
+    norm = float(torch.linalg.matrix_norm(shape.matrix(weight)[0], 2))
+    found = banded.proven_upper(weight, shape, guess * norm, 1e-4)
+    assert found >= norm
+    if guess == 0.999:
+        assert found <= 1.02 * norm
+
+
+@pytest.mark.parametrize("copies", [2, 3, 5, 7])
+def test_the_root_of_the_copies_is_rounded_up(copies: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the sums are: both factors, and their product, may have been rounded down."""
+    shape = Geometry((4,), (1,), (1,), (0,), (0,), (1,), "zeros", None)
+    monkeypatch.setattr(Geometry, "copies", lambda self: copies)
+    for numerator in range(1, 200):
+        sums = numerator / 64
+        monkeypatch.setattr(geometry, "sums_norm", lambda weight, sums=sums: sums)
+        found = Fraction(geometry.magnitude_norm(shape, EYE))
+        assert found**2 >= Fraction(sums) ** 2 * copies

@@ -205,6 +205,10 @@ def test_weights_are_read_alone() -> None:
             {"input_shape": 4, "padding": 5, "padding_mode": "circular"},
             "circular padding",
         ),
+        *(  # on one side alone
+            (torch.ones(2, 3, kernel), "conv1d", {"input_shape": 3, "padding": "same", "padding_mode": mode}, text)
+            for kernel, mode, text in ((8, "circular", "circular padding"), (6, "reflect", "reflect padding"))
+        ),
         (torch.ones(2, 3, 3), "conv1d", {"input_shape": 4, "padding": "full"}, "'same' or 'valid'"),
         (torch.ones(2, 3, 3), "conv1d", {"input_shape": 4, "padding": "same", "stride": 2}, "stride 1"),
         (torch.ones(2, 3, 3), "conv1d", {"input_shape": 4, "output_padding": 1}, "for transposed convolutions"),

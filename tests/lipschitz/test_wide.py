@@ -77,3 +77,16 @@ def test_changes_of_tensors_are_named() -> None:
     copy.running_mean[0] = 1
     copy.extra[0, 0] = 7
     assert changes(model, copy) == ["running_mean", "extra"]
+
+
+def test_identical_is_of_the_same_kind() -> None:
+    assert identical(X, X.clone())
+    assert not identical(X, X.double())
+    assert not identical(X, X[:1])
+    assert not identical(X, X.flatten())
+    assert not identical(X, X + 1e-6)
+    nan = torch.full((2,), torch.nan)
+    assert identical(nan, nan.clone())
+    assert not identical(nan, torch.zeros(2))
+    assert identical(torch.tensor([1, 2]), torch.tensor([1, 2]))
+    assert not identical(torch.tensor([1, 2]), torch.tensor([1, 3]))

@@ -51,8 +51,7 @@ def empirical_lower_bound(model: nn.Module, inputs: Tensor, *, batch_size: int =
     with generators_kept(), callers_device():
         for some in torch.split(inputs.detach().to(torch.float64, copy=True), batch_size):
             seed(0)  # dropout in training mode draws, the same each time
-            # As a function it is left to autograd, and may write to what it is given.
-            rows = jacobian(lambda x: wide(x.clone()), some).flatten(2)
+            rows = jacobian(lambda x: wide(x), some).flatten(2)  # a function is left to autograd
             squares, vectors = torch.linalg.eigh(rows @ rows.mT)
             norms = squares[:, -1].clamp(min=0).sqrt()
             steepest = (vectors[:, None, :, -1] @ rows)[:, 0].view_as(some)
