@@ -142,3 +142,9 @@ def test_a_plan_that_was_taken_is_of_its_kind_of_inputs() -> None:
     wanted = sp.input_grad(lambda z: model(z), x.double(), labels)
     torch.testing.assert_close(found.grad, wanted.grad)
     assert step.take(x.double(), "bf16") is not step
+
+
+def test_what_is_shown_of_a_plan() -> None:
+    assert repr(sp.lower(nn.Sequential(nn.Linear(4, 2), nn.Tanh()).eval())) == "Lowered(Linear)"
+    shown = repr(sp.lower(nn.Sequential(nn.Linear(4, 2), nn.GELU())))
+    assert shown == "Lowered(reasons=['1 (GELU): not a layer that is known'])"

@@ -20,11 +20,13 @@ from sparring.lipschitz import (
     certified_radius,
     chain_bound,
     cholesky,
+    convolution,
     dense,
     frequencies,
     geometry,
     gram,
     kernels,
+    lanczos,
     layer_bounds,
     local,
     local_bound,
@@ -33,7 +35,7 @@ from sparring.lipschitz import (
 )
 from sparring.lipschitz.chains import Blocks
 from sparring.lipschitz.dense_chains import DenseChain
-from sparring.lipschitz.frequencies import Symbol, polyphase
+from sparring.lipschitz.frequencies import Spectrum, Symbol, polyphase
 from sparring.lipschitz.gains import weighted
 from sparring.lipschitz.gains.gain import Gain
 from sparring.lipschitz.geometry import Geometry
@@ -464,3 +466,38 @@ def test_the_root_of_the_copies_is_rounded_up(copies: int, monkeypatch: pytest.M
         monkeypatch.setattr(geometry, "sums_norm", lambda weight, sums=sums: sums)
         found = Fraction(geometry.magnitude_norm(shape, EYE))
         assert found**2 >= Fraction(sums) ** 2 * copies
+
+
+def test_the_product_with_the_copies_is_rounded_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the frequencies give: the bound's square is no less than what they stand for."""
+    monkeypatch.setattr(convolution, "magnitude_norm", lambda shape, weight: math.inf)
+    weight = torch.tensor([[[1.0, 2.0]]], dtype=FLOAT)
+    for numerator in range(65, 160):
+        square = numerator / 7
+        monkeypatch.setattr(Symbol, "largest", lambda self, *args, square=square, **options: Spectrum(1.0, square))
+        for copies in (1, 3):
+            monkeypatch.setattr(Geometry, "copies", lambda self, copies=copies: copies)
+            found = spectral_norm(weight, "conv1d", 8, padding=1, method="frequencies")
+            assert Fraction(found.upper) ** 2 >= Fraction(square) * copies
+
+
+@pytest.mark.parametrize("exponent", [-40, -3, 30])
+def test_eigenvalues_at_any_scale(exponent: int) -> None:
+    """By a power of two: the same bits, after as many steps."""
+    matrix = torch.randn(90, 90, generator=torch.Generator().manual_seed(1), dtype=FLOAT)
+    matrix = matrix @ matrix.t()
+    asked: list[int] = []
+
+    def scaled(vector: Tensor, scale: float) -> Tensor:
+        asked.append(1)
+        return (matrix @ vector) * scale
+
+    start = lanczos.start_vector(90, matrix)
+    found, counts = [], []
+    for scale in (1.0, 2.0**exponent):
+        asked.clear()
+        found.append(lanczos.largest(lambda v, scale=scale: scaled(v, scale), start, tol=1e-3))
+        counts.append(len(asked))
+    assert found[1].value == found[0].value * 2.0**exponent
+    assert counts[0] == counts[1] < 90
+    assert found[0].value == pytest.approx(float(torch.linalg.eigvalsh(matrix)[-1]), rel=1e-3)
