@@ -178,3 +178,14 @@ def test_members_are_compared_one_by_one() -> None:
         del Wrong.takes_precision
     plan = Plan([wrong, *(lowered.plan.steps or [])[1:]], [])
     assert disagreement(Lowered(lowered.model, plan), x) == "the plan's logits are not the model's"
+
+
+def test_an_ensemble_behind_other_layers_is_compared_as_a_whole() -> None:
+    nets = [nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2)).double().eval() for _ in range(3)]
+    model = nn.Sequential(nn.Linear(4, 3).double(), nn.Sigmoid(), sp.Ensemble(nets)).eval()
+    lowered, x = sp.lower(model), torch.rand(5, 4, dtype=torch.float64)
+    assert lowered.mixture is not None
+    assert len(lowered.by_autograd) > 2
+    assert disagreement(lowered, x) is None
+    sp.input_grad(model, x, torch.tensor([0, 1, 0, 1, 0]))
+    assert sp.lower(model).is_lowered, sp.lower(model).reasons

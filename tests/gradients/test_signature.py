@@ -148,3 +148,27 @@ def test_what_is_shown_of_a_plan() -> None:
     assert repr(sp.lower(nn.Sequential(nn.Linear(4, 2), nn.Tanh()).eval())) == "Lowered(Linear)"
     shown = repr(sp.lower(nn.Sequential(nn.Linear(4, 2), nn.GELU())))
     assert shown == "Lowered(reasons=['1 (GELU): not a layer that is known'])"
+
+
+@pytest.mark.parametrize("name", ["gain", "shift", "linear"])
+def test_a_class_that_comes_to_have_what_its_modules_have(name: str) -> None:
+    """An attribute of the class is found before parameters, buffers and modules."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain, self.linear = nn.Parameter(torch.tensor([1.0, 2.0, 3.0, 4.0])), nn.Linear(4, 3)
+            self.register_buffer("shift", torch.ones(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x * self.gain + self.shift)
+
+    model = Scaled().eval()
+    x, labels = torch.rand(5, 4), torch.arange(5) % 3
+    before = sp.input_grad(model, x, labels)
+    assert sp.lower(model).is_lowered, sp.lower(model).reasons
+    setattr(Scaled, name, staticmethod(torch.sin) if name == "linear" else torch.full((4,), 0.3))
+    found, wanted = sp.input_grad(model, x, labels), sp.input_grad(lambda z: model(z), x, labels)
+    assert found.logits.shape != before.logits.shape or not torch.equal(found.logits, before.logits)
+    torch.testing.assert_close(found.logits, wanted.logits)
+    torch.testing.assert_close(found.grad, wanted.grad)

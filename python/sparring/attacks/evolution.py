@@ -194,7 +194,7 @@ def evolve_images(
         return -losses.value("ce", logits, aims)
 
     def ask(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        found = log_prob(points.flatten(1), targets[rows])
+        found = log_prob(points, targets[rows])
         return -found, found.exp() >= p_min
 
     with held_still(model), torch.no_grad():
