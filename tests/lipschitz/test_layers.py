@@ -353,3 +353,17 @@ def test_folding_allows_for_entries_that_padding_repeats(mode: str) -> None:
     reads = float(torch.linalg.matrix_norm(operator, 2))
     assert reads > 1.7
     assert folding_error(layer.weight.detach(), mode, (4,)) >= FOLDING_ERROR * reads
+
+
+@pytest.mark.parametrize(("layer", "shape", "method", "upper"), [
+    (nn.MaxPool2d(2), (1, 8, 8), "disjoint windows", 1.0), (nn.MaxPool2d(3, 2), (1, 9, 9), "4 windows overlap", 2.0),
+    (nn.MaxPool1d(3, 1), (1, 9), "3 windows overlap", 3**0.5), (nn.MaxPool1d(2, 3), (1, 9), "disjoint windows", 1.0),
+    (nn.AvgPool2d(2), (1, 8, 8), "product over dimensions", 0.5), (nn.Softmax(1), (4,), "closed form", 0.5),
+    (nn.LayerNorm(4), (4,), "largest scale / sqrt(eps)", 1e5**0.5), (nn.LeakyReLU(2.0), (4,), "largest slope", 2.0),
+    (nn.Dropout().eval(), (4,), "copies", 1.0), (nn.ReflectionPad2d(1), (1, 4, 4), "4 copies", 2.0),
+    (nn.Upsample(scale_factor=3), (1, 4), "3 copies", 3**0.5), (nn.PixelShuffle(2), (4, 2, 2), "copies", 1.0),
+])  # fmt: skip
+def test_what_is_said_of_a_layer(layer: nn.Module, shape: tuple[int, ...], method: str, upper: float) -> None:
+    (found,) = layer_bounds(nn.Sequential(layer), shape).layers
+    assert (found.method, found.kind) == (method, type(layer).__name__)
+    assert found.upper == pytest.approx(upper, rel=1e-9)
