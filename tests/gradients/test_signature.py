@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -172,3 +173,23 @@ def test_a_class_that_comes_to_have_what_its_modules_have(name: str) -> None:
     assert found.logits.shape != before.logits.shape or not torch.equal(found.logits, before.logits)
     torch.testing.assert_close(found.logits, wanted.logits)
     torch.testing.assert_close(found.grad, wanted.grad)
+
+
+class Turned(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x * math.tau + torch.pi)
+
+
+@pytest.mark.parametrize(("place", "name"), [(math, "tau"), (torch, "pi")])
+def test_constants_of_libraries_are_watched(place: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, labels = Turned().eval(), torch.rand(5, 4), torch.arange(5) % 3
+    before = sp.input_grad(model, x, labels)
+    assert sp.lower(model).is_lowered, sp.lower(model).reasons
+    monkeypatch.setattr(place, name, 0.5)
+    found, wanted = sp.input_grad(model, x, labels), sp.input_grad(lambda z: model(z), x, labels)
+    assert not torch.equal(found.logits, before.logits)
+    torch.testing.assert_close(found.logits, wanted.logits)

@@ -199,6 +199,9 @@ def test_the_lower_end_at_frequencies_allows_for_its_own_sums(monkeypatch: pytes
     monkeypatch.setattr(rounding, "gamma", lambda n: 1e-4 * n)
     lower, _ = made._raised(torch.full((1, 1, 1), 9.0, dtype=FLOAT), 0.0)
     assert lower <= 9 - 2 * 1e-4 * 10 * 9
+    large = Symbol(polyphase(torch.eye(6, dtype=FLOAT)[:, :, None], (1,), (0,), (1,)))
+    lower, _ = large._raised(9 * torch.eye(12, dtype=FLOAT)[None], 0.0)
+    assert lower <= 9 - 2 * 1e-4 * (2 * 12 + 8) * 9
 
 
 def test_between_the_points_of_a_grid(monkeypatch: pytest.MonkeyPatch) -> None:
