@@ -435,3 +435,10 @@ def test_modules_that_cannot_be_penalised_are_named() -> None:
         recover(Odd(), [1], SHAPE, steps=1, penalty={"unused": 1.0})
     with pytest.raises(ValueError, match=r"penalty names 'pair', which must give a tensor \(1, ...\), but gave tuple"):
         recover(Odd(), [1], SHAPE, steps=1, penalty={"pair": 1.0})
+
+
+@pytest.mark.parametrize(("lr", "lr_step"), [(0.2, 5), (0.25, 5), (0.1, None), (0.15, None)])
+def test_steps_of_l1_may_be_as_short_as_the_floor_when_they_end(lr: float, lr_step: int | None) -> None:
+    model = networks.mlp((16, 8, 3))
+    found = recover(model, [0], (1, 4, 4), method="l1", lr=lr, lr_step=lr_step, floor=0.1, steps=8, k=2)
+    assert found.images.shape == (1, 1, 4, 4)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 import sparring as sp
+from sparring.gradients.chain import _changes_something
 from sparring.gradients.plan import obstacles
 from sparring.tracing import Reads, Untraceable, record, trace
 
@@ -255,3 +258,30 @@ def test_parts_of_a_batch_fit_into_memory(batch: int, memory: int) -> None:
         assert parts == -(-batch // rows)
     with pytest.raises(ValueError, match="memory must be at least 1 byte"):
         lowered.examples_in(0, x, "float32")
+
+
+def test_what_changes_something_is_no_constant() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    changing = [
+        graph.call_function(torch.add, (x, x), {"out": x}), graph.call_function(operator.setitem, (x, 0, x)),
+        graph.call_function(operator.iadd, (x, x)), graph.call_function(operator.imatmul, (x, x)),
+        graph.call_method("add_", (x, x)), graph.call_function(torch.relu_, (x,)),
+    ]  # fmt: skip
+    harmless = [
+        graph.call_function(torch.add, (x, x)), graph.call_function(operator.getitem, (x, 0)),
+        graph.call_function(operator.add, (x, x)), graph.call_method("__add__", (x, x)), graph.call_method("add", (x,)),
+    ]  # fmt: skip
+    assert [_changes_something(node) for node in changing] == [True] * len(changing)
+    assert [_changes_something(node) for node in harmless] == [False] * len(harmless)
+
+
+@pytest.mark.parametrize("body", [
+    lambda self, x: self.linear(torch.relu(input=x)), lambda self, x: F.linear(input=x, weight=self.linear.weight),
+    lambda self, x: self.linear(F.leaky_relu(input=x, negative_slope=0.3)),
+])  # fmt: skip
+def test_the_input_may_be_named(body: Callable[[Any, Tensor], Tensor]) -> None:
+    model, x, labels = Made(body).eval(), torch.rand(5, 4) - 0.5, torch.arange(5) % 3
+    found, wanted = sp.input_grad(model, x, labels), sp.input_grad(lambda z: model(z), x, labels)
+    assert sp.lower(model).is_lowered, sp.lower(model).reasons
+    torch.testing.assert_close(found.grad, wanted.grad)

@@ -15,7 +15,9 @@ from torch.nn.utils import parametrizations
 
 from sparring import attacks, networks
 from sparring.ensembles import Ensemble
+from sparring.lipschitz.dense_chains import dense_chains
 from sparring.lipschitz.empirical import empirical_lower_bound
+from sparring.lipschitz.graph import Graph
 from sparring.lipschitz.network import layer_bounds
 from sparring.lipschitz.report import LipschitzReport
 
@@ -367,3 +369,30 @@ def test_empirical_bound_is_the_largest_jacobian() -> None:
     assert empirical_lower_bound(model, x, batch_size=7) == pytest.approx(max(norms), rel=1e-8)
     assert empirical_lower_bound(model, x) <= max(norms)
     assert next(model.parameters()).dtype is torch.float32
+
+
+def test_what_is_not_shown_is_counted() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.ReLU(), nn.Identity(), nn.ReLU(), nn.Linear(5, 3))
+    assert "\nand 4 layers of constant 1: Flatten, Identity, ReLU\n" in layer_bounds(model, (2, 3)).table()
+    assert "\nand 1 layer of constant 1: Flatten\n" in layer_bounds(model[:2], (2, 3)).table()
+    assert "constant 1" not in layer_bounds(model[1:2], (6,)).table()
+
+
+class TwoChains(nn.Module):
+    """Chains of dense layers before and behind something that none goes through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(4, 4) for _ in range(4))
+        self.e = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(self.a(x).relu()).softmax(1)
+        return self.e(self.d(self.c(y).relu()).relu())
+
+
+def test_chains_come_in_the_order_of_the_network() -> None:
+    graph = Graph(TwoChains().double().eval(), (4,), tol=1e-6, certified=True)
+    (end,) = [node for node in graph.steps if str(node.target) == "e"]
+    chains = dense_chains(graph, end)
+    assert [[str(node.target) for node in chain.nodes] for chain in chains] == [["a", "b"], ["c", "d", "e"]]

@@ -504,3 +504,9 @@ def test_eigenvalues_at_any_scale(exponent: int) -> None:
     assert found[1].value == found[0].value * 2.0**exponent
     assert counts[0] == counts[1] < 90
     assert found[0].value == pytest.approx(float(torch.linalg.eigvalsh(matrix)[-1]), rel=1e-3)
+
+
+def test_what_is_subtracted_from_the_diagonal_is_rounded_there() -> None:
+    """By units in the last place of the diagonal, however little is subtracted."""
+    wide = torch.full((2, 5), 1e-12, dtype=FLOAT)
+    assert Blocks([wide, EYE], [torch.ones(2, dtype=FLOAT)], [1.0], [0.0, 0.0]).error >= 8 * rounding.UNIT

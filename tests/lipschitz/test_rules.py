@@ -8,6 +8,7 @@ search finds are further apart in the result, relatively, than the constant allo
 from __future__ import annotations
 
 import inspect
+import math
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from made_searches import holds
-from sparring.lipschitz import layers
+from sparring.lipschitz import layer_bounds, layers
 from sparring.lipschitz.gains import rule as rules
 from sparring.lipschitz.gains.arithmetic import copying
 from sparring.lipschitz.gains.gain import Call, Refused
@@ -345,3 +346,17 @@ def test_copies_must_be_copies_of_the_real_numbers_too() -> None:
     for out, run in ((ONE + 2, same), (ONE + 1, torch.abs), (ONE + 1, lambda x: 2 * x), (ONE + 1, lambda x: x[:, :2])):
         with pytest.raises(Refused):
             copying(Call(ONE + 1, out, run, 1e-6, True))
+
+
+@pytest.mark.parametrize("function", [
+    lambda x: torch.view_as_complex(x.view(-1, 2, 2)).abs(), lambda x: torch.fft.fft(x).real,
+    lambda x: (x + 0j).real, lambda x: torch.view_as_real(torch.view_as_complex(x.view(-1, 2, 2))).flatten(1),
+])  # fmt: skip
+def test_complex_numbers_are_refused(function: Any) -> None:
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return function(x)
+
+    report = layer_bounds(Net(), (4,))
+    assert report.refused
+    assert report.upper == math.inf

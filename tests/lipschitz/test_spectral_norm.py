@@ -205,6 +205,8 @@ def test_weights_are_read_alone() -> None:
             {"input_shape": 4, "padding": 5, "padding_mode": "circular"},
             "circular padding",
         ),
+        (torch.ones(2, 3, 3), "conv1d", {"input_shape": 4, "stride": 0}, "stride must be"),
+        (torch.ones(2, 3, 3), "conv1d", {"input_shape": 4, "dilation": 0}, "dilation must be"),
         *(  # on one side alone
             (torch.ones(2, 3, kernel), "conv1d", {"input_shape": 3, "padding": "same", "padding_mode": mode}, text)
             for kernel, mode, text in ((8, "circular", "circular padding"), (6, "reflect", "reflect padding"))

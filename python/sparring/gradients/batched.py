@@ -179,7 +179,7 @@ def _input_grad(
         logits_ = logits.float() if precision == "bf16" else logits
         result = loss_grad(loss, logits_, mixture, labels, targets, spans)
         grad = lowered.backward(_as(result.grad, logits.dtype), tape)
-        return InputGrad(_as(grad, x.dtype), result.loss, _apart(result.combined, x))
+        return InputGrad(_as(grad, x.dtype), result.loss, result.combined)
 
 
 def _jacobian(
@@ -198,12 +198,6 @@ def _jacobian(
     if not parts:
         return x.new_empty((x.shape[0], 0, *x.shape[1:]))
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-
-
-def _apart(logits: Tensor, x: Tensor) -> Tensor:
-    """Logits in memory of their own: those of a model that only reshapes would be the caller's input."""
-    same = logits.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
-    return logits.clone() if same else logits
 
 
 def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
