@@ -260,6 +260,9 @@ def test_a_larger_eps_that_fools_fewer_is_a_sign(small: int, large: int, sign: b
         assert found == ([CONCLUSION + wanted.replace("a with", "a with")] if sign else [])
     assert signs(rows[0], of("iterative", large, name="b", eps=0.2)) == []
     assert signs(rows[0], of("iterative", large, name="a", eps=0.2, norm="L2")) == []
+    many = torch.full((101,), 0.2)  # an eps for each example is neither larger nor smaller
+    assert signs(rows[0], of("iterative", large, name="a", eps=many)) == []
+    assert signs(of("iterative", small, name="a", eps=many), rows[1]) == []
 
 
 def test_several_signs_are_one_warning() -> None:

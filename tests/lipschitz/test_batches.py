@@ -55,6 +55,8 @@ MIXING: dict[str, Callable[[Any], Any]] = {
     "pooled over it": lambda x: F.max_pool1d(F.pad(x.permute(1, 2, 0), (1, 1)), 3, 1).permute(2, 0, 1),
     "padded around it": lambda x: F.pad(x.permute(1, 2, 0), (1, 0)).permute(2, 0, 1)[:-1],
     "two results, one of them": lambda x: (x, x.mean(0, keepdim=True)),
+    "two results, the second scaled by its size": lambda x: (x, x * x.shape[0]),
+    "two results, the first scaled by its size": lambda x: (x * x.shape[0], x),
 }
 
 
