@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import sparring as sp
-from sparring.attacks._model import held_still
+from sparring.attacks._model import held_still, keep_still
 from sparring.gradients.home import Home, home_of
 
 X = torch.rand(6, 20, generator=torch.Generator().manual_seed(0))
@@ -195,3 +195,20 @@ def test_threads_on_one_model_leave_it_as_it_was() -> None:
     assert len(answers) == 20
     for answer in answers:
         torch.testing.assert_close(answer, right)
+
+
+def test_what_code_switches_on_meanwhile_is_switched_off_again() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.BatchNorm1d(2)).train()
+    model[0].bias.requires_grad_(False)
+    other = nn.Linear(2, 2)
+    with held_still(model):
+        model.train()
+        model[0].requires_grad_(True)
+        keep_still(model)
+        keep_still(other)
+        assert not any(module.training for module in model.modules())
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        assert other.training
+        assert other.weight.requires_grad
+    assert all(module.training for module in model.modules())
+    assert [parameter.requires_grad for parameter in model.parameters()] == [True, False, True, True]

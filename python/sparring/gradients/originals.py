@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import chain
 from operator import attrgetter, is_
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from sparring.tracing import look_up
 
 _CALLS = ("forward", "__call__", "_call_impl", "__getattr__")
 _FUNCTIONS = (F, torch, Tensor)
@@ -52,11 +54,15 @@ class Intact:
 
     def __init__(self, kinds: Collection[type[nn.Module]]) -> None:
         names = None if patched() else _names_used_by(kinds)
-        wanted: dict[Any, list[str]] = {kind: list(_CALLS) for kind in (nn.Module, *kinds)}
+        own = [kind for kind in kinds if not _is_torch_s(kind)]
+        wanted: dict[Any, list[str]] = {kind: list(_CALLS) for kind in (nn.Module, *kinds) if kind not in own}
         for place, name, _ in _ORIGINALS:
             if place in _FUNCTIONS and (names is None or name in names):
                 wanted.setdefault(place, []).append(name)
-        self._getters = [(place, attrgetter(*names, names[0])) for place, names in wanted.items()]  # of two: a tuple
+        self._getters: list[tuple[Any, Callable[[Any], tuple[Any, ...]]]] = [
+            *((place, attrgetter(*names, names[0])) for place, names in wanted.items()),  # of two names: a tuple
+            *((kind, _calls_of) for kind in own),
+        ]
         self._found = [*self._values()]
 
     def _values(self) -> Iterator[Any]:
@@ -69,12 +75,21 @@ class Intact:
             return False
 
 
+def _is_torch_s(kind: type) -> bool:
+    return kind.__module__.startswith("torch.nn.")
+
+
+def _calls_of(kind: type) -> tuple[Any, ...]:
+    """As they stand in the class, whatever its descriptors do."""
+    return tuple(look_up(kind, name) for name in _CALLS)
+
+
 def _names_used_by(kinds: Iterable[type]) -> set[str] | None:
     """Names in the forwards of these classes, and in the functions of torch's that have them; None: any."""
     found: set[str] = set()
     waiting = []
     for kind in kinds:
-        if not kind.__module__.startswith("torch.nn."):
+        if not _is_torch_s(kind):
             return None
         waiting.append(getattr(kind, "forward", None))
     while waiting:
