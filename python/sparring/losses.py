@@ -166,6 +166,8 @@ def check_indices(classes: Any, name: str, batch: int, device: torch.device) -> 
     """Error unless `classes` is an integer tensor (batch,) on `device`."""
     if not isinstance(classes, Tensor):
         raise TypeError(f"{name} must be a tensor of integers, not {type(classes).__name__}")
+    if classes.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor of integers, not one of layout {classes.layout}")
     if classes.dtype not in INTEGERS:
         raise TypeError(f"{name} must be integers (class indices), not {str(classes.dtype).removeprefix('torch.')}")
     if classes.shape != (batch,):

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sparring import attacks
 from sparring.attacks import AttackResult, GradientMaskingWarning, _search, pgd
 from sparring.attacks._norms import Ball, LinfBall
 from sparring.attacks._search import Moves, Options, Query, Stage, search
@@ -186,7 +187,10 @@ def ledger(runs: list[list[Visit]], first: int, early_stop: bool) -> tuple[int, 
     ({"labels": torch.zeros(2, 1, dtype=torch.int64)}, ValueError, "labels must be class indices"),
     ({"labels": "ab"}, TypeError, "labels must be class indices"),
     ({"targets": torch.tensor([0, -1])}, ValueError, "targets must not be negative; got -1"),
-    ({"eps": "wide"}, TypeError, "eps must be a number"),
+    ({"inputs": torch.zeros(2, 0, dtype=torch.float64)}, ValueError, "inputs must have entries"),
+    ({"inputs": torch.zeros(2, 1, dtype=torch.float64).to_sparse()}, TypeError, "inputs must be a dense tensor"),
+    ({"eps": "wide"}, TypeError, "eps must be a number"), ({"eps": 10**400}, TypeError, "eps must be a number"),
+    ({"eps": torch.tensor(1j)}, TypeError, "eps must be a number"), ({"eps": 1j}, TypeError, "eps must be a number"),
     ({"eps": torch.ones(2, 1)}, ValueError, "eps must be a number"),
     ({"eps": torch.tensor([0.1, -0.1])}, ValueError, "eps must be at least 0"),
     ({"eps": torch.tensor([0.1, math.inf])}, ValueError, "eps must be at least 0 and finite"),
@@ -242,3 +246,24 @@ def test_bounds_of_any_kind_of_numbers(bounds: Any) -> None:
     model = nn.Linear(1, 3).double()
     x, y = torch.tensor([[0.05], [0.98]]).double(), torch.tensor([0, 1])
     assert torch.equal(pgd(model, x, y, eps=0.1, bounds=bounds), pgd(model, x, y, eps=0.1))
+
+
+@pytest.mark.parametrize("norm", [1, 2, math.inf])
+@pytest.mark.parametrize("name", ["pgd", "apgd", "fgsm", "fgm", "slide", "gaussian_noise", "uniform_noise"])
+def test_an_eps_beyond_the_box_is_the_box(name: str, norm: float) -> None:
+    """Whatever can be reached is, and nothing is NaN, though a direction of the input is dead."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    with torch.no_grad():
+        model.weight[:, 0] = 0
+    x = torch.rand(8, 4)
+    y = model(x).argmax(1)
+    attack = getattr(attacks, name)
+    options = {} if name in ("slide", "fgsm", "fgm") else {"norm": norm}
+    rates = []
+    for eps in (1e4, 2e19, 1e25, 1e39, 1e300):
+        found = attack(model, x, y, eps=eps, return_result=True, **options)
+        assert bool(found.adv.isfinite().all())
+        assert bool(((found.adv >= 0) & (found.adv <= 1)).all())
+        rates.append(float(found.success.double().mean()))
+    assert min(rates) == max(rates)

@@ -137,3 +137,18 @@ def test_bad_repeats(network: nn.Module, repeats: Any) -> None:
 
 def test_nothing_to_attack(network: nn.Module) -> None:
     assert len(attack(gaussian_noise, network, *examples(0), eps=1.0)) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("norm", [1, 2, math.inf])
+@pytest.mark.parametrize("attack", [gaussian_noise, uniform_noise])
+def test_noise_never_leaves_its_budget(attack: Any, norm: float, dtype: torch.dtype) -> None:
+    """Measured in float64, where the box does not make it shorter."""
+    x, model = torch.zeros(40, 784, dtype=dtype), nn.Linear(784, 3).to(dtype)
+    for eps in (0.7, 12.0, 1e-3):
+        found = attack(
+            model, x, torch.zeros(40, dtype=torch.int64), eps=eps, norm=norm, bounds=(-1, 1), return_result=True
+        )
+        assert bool((found.distance <= eps).all())
+        if attack is gaussian_noise and eps < 1:
+            assert bool((found.distance >= eps * (1 - 1e-5)).all())

@@ -15,6 +15,9 @@ Norm = float | str
 Bounds = tuple[float, float]
 
 
+_FAR = 1e3  # times what the box allows in any norm
+
+
 class Ball:
     """Perturbations with ``|delta| <= eps`` in one norm and ``inputs + delta`` in the bounds, example by example.
 
@@ -31,7 +34,9 @@ class Ball:
 
     def __init__(self, inputs: Tensor, eps: Tensor, bounds: Bounds) -> None:
         self.bounds = _inside(bounds, inputs.dtype)
-        self.inputs, self.eps = inputs.clamp(*self.bounds), eps
+        # Of an eps far beyond the box no more is kept than is safe to compute with.
+        entries, width = max(1, inputs[:1].numel()), self.bounds[1] - self.bounds[0]
+        self.inputs, self.eps = inputs.clamp(*self.bounds), eps.clamp(max=_FAR * width * entries)
         self._prepare()
 
     def _prepare(self) -> None:

@@ -322,9 +322,13 @@ def check_inputs(inputs: Tensor) -> None:
     if not isinstance(inputs, Tensor) or inputs.dtype not in (torch.float32, torch.float64) or inputs.dim() < 2:
         have = f"{inputs.dtype} of shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
         raise TypeError(f"inputs must be a float32 or float64 tensor (B, ...), not {have}")
-    if inputs.layout is not torch.strided or inputs.is_meta:
+    if inputs.layout is not torch.strided or inputs.is_meta or inputs.is_nested:
         have = "on the meta device, without numbers" if inputs.is_meta else f"of layout {inputs.layout}"
-        raise TypeError(f"inputs must be a dense tensor of numbers, not one {have}")
+        raise TypeError(
+            f"inputs must be a dense tensor of numbers, not {'nested' if inputs.is_nested else 'one ' + have}"
+        )
+    if 0 in inputs.shape[1:]:
+        raise ValueError(f"inputs must have entries, (B, ...); got shape {tuple(inputs.shape)}")
 
 
 def positive(name: str, value: float | None) -> None:
@@ -384,8 +388,10 @@ def bounds_of(bounds: Bounds) -> tuple[float, float]:
 
 def _eps(eps: float | Tensor, inputs: Tensor) -> Tensor:
     try:
+        if isinstance(eps, Tensor) and eps.is_complex():
+            raise TypeError("complex")
         numbers = torch.as_tensor(eps, dtype=torch.float64, device=inputs.device).detach()
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise TypeError(f"eps must be a number or of shape ({len(inputs)},); got {eps!r}") from error
     if numbers.dim() > 1 or (numbers.dim() == 1 and len(numbers) != len(inputs)):
         raise ValueError(f"eps must be a number or of shape ({len(inputs)},); got shape {tuple(numbers.shape)}")

@@ -120,8 +120,12 @@ def _noise(
 def _clipped(ball: Ball, draw: _Draw, streams: list[torch.Generator]) -> Tensor:
     """Noise of each example's own size and stream, clipped to the box (which never makes it longer)."""
     noise = [draw(ball.inputs.shape[1:], ball.name, stream) for stream in streams]
-    delta = torch.stack(noise).to(ball.eps) * ball.column(ball.eps)
-    return delta.to(ball.inputs.dtype).clamp(ball.low, ball.high)
+    exact = torch.stack(noise).to(ball.eps) * ball.column(ball.eps)
+    delta = exact.to(ball.inputs.dtype)
+    delta = torch.where(delta.double().abs() > exact.abs(), torch.nextafter(delta, torch.zeros_like(delta)), delta)
+    length = ball.length(delta)
+    fits = torch.where(length > ball.eps, ball.eps / length * (1 - 4 * torch.finfo(delta.dtype).eps), 1.0)
+    return (delta * ball.column(fits.to(delta))).clamp(ball.low, ball.high)
 
 
 def _uniform(shape: torch.Size, norm: str, generator: torch.Generator) -> Tensor:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from sparring.ensembles.mixture import Mixture
 from sparring.gradients import layers
 from sparring.gradients.lowering import lower
-from sparring.gradients.members import Members, by_autograd, stacked
+from sparring.gradients.members import Members, stacked
 from sparring.gradients.mixture import Combine
-from sparring.gradients.steps import Step
+from sparring.gradients.steps import AutogradMembers, Step
 
 
 class Ensemble(Mixture):
@@ -75,8 +75,8 @@ class Ensemble(Mixture):
         return self.models[index]
 
     def members_by_autograd(self) -> list[Step]:
-        """The members one by one, each left to autograd, and their mixture."""
-        return [by_autograd([*self.models]), Combine(self)]
+        """The members, left to autograd, and their mixture."""
+        return [AutogradMembers(self), Combine(self)]
 
 
 def _steps(ensemble: Ensemble) -> list[Step]:

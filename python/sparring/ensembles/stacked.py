@@ -29,11 +29,11 @@ from sparring.gradients import input_grad, layers
 from sparring.gradients.image_steps import channels_last
 from sparring.gradients.lowered import Lowered
 from sparring.gradients.lowering import lower, lowered_with
-from sparring.gradients.members import Members, OnDevice, by_autograd, dense_stack
+from sparring.gradients.members import Members, OnDevice, dense_stack
 from sparring.gradients.members import StackedConv2d as LoweredConv2d
 from sparring.gradients.members import StackedLinear as LoweredLinear
 from sparring.gradients.mixture import Combine, loss_grad
-from sparring.gradients.steps import Step
+from sparring.gradients.steps import AutogradMembers, Step
 from sparring.losses import Loss
 
 
@@ -168,9 +168,8 @@ class StackedEnsemble(Mixture):
         return ensemble
 
     def members_by_autograd(self) -> list[Step]:
-        """The members one by one, each left to autograd, and their mixture."""
-        calls = [functools.partial(_call, self.net, self._one, index) for index in range(len(self))]
-        return [by_autograd(calls), Combine(self)]
+        """The members, left to autograd, and their mixture."""
+        return [AutogradMembers(self), Combine(self)]
 
     def _template(self) -> nn.Module:
         """A module of the members' architecture, in the modes of the stack, with weights that do not count."""

@@ -40,7 +40,8 @@ def input_grad(
     """Gradient of each example's own loss towards that example.
 
     The losses are summed over the batch, so an example's gradient does not shrink with the batch. The model runs in
-    the mode it is in; parameters, their ``grad`` and ``requires_grad`` are left alone, and no graph is kept. Works
+    the mode it is in (in training mode batch normalisation counts, and dropout draws); parameters, their ``grad`` and
+    ``requires_grad`` are left alone, and no graph is kept. Works
     under ``torch.no_grad()`` and ``torch.inference_mode()``. The weights are those of the moment when the call begins;
     the model may write to what it is given, which is a copy of `x`. Where the logits do not depend on `x` (a model that
     detaches or rounds), the gradient is zero.

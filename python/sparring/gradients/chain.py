@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from sparring.gradients import layers
 from sparring.gradients.image_steps import Conv2d, MaxPool2d
+from sparring.gradients.signature import is_plain
 from sparring.gradients.steps import Activation, Identity, Linear, Live, NotLowered, Step
 
 TensorsOf = Callable[[str, nn.Module], Any]
@@ -116,7 +117,7 @@ class _Chain:
                 raise NotLowered("not a layer that is known")
             if len(node.args) != 1 or node.kwargs:
                 raise NotLowered("called with more than an activation")
-            return layers.MODULES[type(module)](self.tensors_of(str(node.target), module))
+            return known_layer(module, self.tensors_of(str(node.target), module))
         table: dict[Any, Any] = layers.METHODS if node.op == "call_method" else layers.FUNCTIONS
         if node.target not in table:
             raise NotLowered("not an operation that is known")
@@ -158,6 +159,16 @@ class _Chain:
             return target(*(args[1:] if isinstance(node.target, str) else args), **kwargs)
 
         return compute
+
+
+def known_layer(module: nn.Module, tensors: Any) -> Step | list[Step]:
+    """The steps of a layer that is known, with its `tensors`; its settings are read once, so they must not change."""
+    settings = {*getattr(module, "__constants__", ())} - {"eps", "momentum"}  # which are read in every call
+    for name in sorted(settings):
+        if name in vars(module) and not is_plain(vars(module)[name]):
+            raise NotLowered(f"its {name} is a {type(vars(module)[name]).__name__}, which may change unseen")
+    found: Step | list[Step] = layers.MODULES[type(module)](tensors)
+    return found
 
 
 def _changes_something(node: fx.Node) -> bool:

@@ -36,8 +36,12 @@ BATCH = object()
 
 def live(module: Any, name: str) -> Live:
     """Reads an attribute of a module, or of a proxy of one; parameters by the short way."""
-    parameters = module._parameters
-    return lambda: parameters[name] if name in parameters else getattr(module, name)
+
+    def read() -> Any:
+        parameters = module._parameters
+        return parameters[name] if name in parameters else getattr(module, name)
+
+    return read
 
 
 # --- Modules --------------------------------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ from typing import Any
 from torch import fx, nn
 
 from sparring.gradients import layers
-from sparring.gradients.chain import NoChain, TensorsOf, follow, fused, listed
+from sparring.gradients.chain import NoChain, TensorsOf, follow, fused, known_layer, listed
 from sparring.gradients.lowered import Lowered, Model
 from sparring.gradients.plan import Plan, obstacles
-from sparring.gradients.signature import HOOKS, Signature
+from sparring.gradients.signature import Signature
 from sparring.gradients.steps import Autograd, NotLowered, Step
 from sparring.tracing import Reads, Untraceable, trace
 
@@ -89,9 +89,11 @@ def _plan(model: nn.Module) -> Plan:
 def _by_autograd(model: nn.Module, reference: Any) -> list[Step] | None:
     """Autograd on each member of an ensemble, and what is in front of it, so that the mixture's loss is what it is."""
     kind: Any = type(model)
+    if obstacles(model, lambda part: True):  # what it is called with counts, too
+        return None
     if kind in layers.MODULES and hasattr(kind, "members_by_autograd"):
         return list(kind.members_by_autograd(reference))
-    if type(model) is not nn.Sequential or not len(model) or any(vars(model)[hooks] for hooks in HOOKS):
+    if kind is not nn.Sequential or not isinstance(model, nn.Sequential) or not len(model):
         return None
     *before, last = model
     behind = _by_autograd(last, last)
@@ -114,7 +116,7 @@ def _walk(module: nn.Module, name: str, tensors_of: TensorsOf, like: nn.Module, 
     label = f"{name} ({kind.__name__})" if name else kind.__name__
     if kind in layers.MODULES:
         try:
-            return listed(layers.MODULES[kind](tensors_of(name, module)))
+            return listed(known_layer(module, tensors_of(name, module)))
         except NotLowered as why:
             raise NoChain([f"{label}: {why}"]) from None
     prefix = f"{name}." if name else ""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparring.gradients import kernels
 from sparring.gradients.image_steps import Conv2d
-from sparring.gradients.lowered import Lowered, Model, taken
+from sparring.gradients.lowered import Lowered, taken
 from sparring.gradients.plan import Plan
 from sparring.gradients.products import contents_of, linear, packed, side_by_side
 from sparring.gradients.steps import IDENTITY, Flatten, Linear, Live, NotLowered, Reshape, Step, as_dtype
@@ -252,11 +252,6 @@ class Buffers:
     def __del__(self) -> None:
         if len(self._idle) < 2:
             self._idle.append(self._tensors)
-
-
-def by_autograd(members: Sequence[Model]) -> Members:
-    """Members that are left to autograd."""
-    return Members([Lowered(member, Plan(None, ["left to autograd"])) for member in members])
 
 
 def stacked(members: Sequence[Lowered]) -> StackedDense | None:

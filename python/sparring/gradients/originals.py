@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import chain
 from operator import attrgetter, is_
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -35,6 +36,8 @@ _PLACES: tuple[tuple[Any, str], ...] = (
         nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.Flatten, nn.Softmax,
         nn.LogSoftmax, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout,
     ) for name in _CALLS),
+    (nn.Conv2d, "_conv_forward"), (nn.BatchNorm1d, "_check_input_dim"), (nn.BatchNorm2d, "_check_input_dim"),
+    (nn.Sequential, "__iter__"),
 )  # fmt: skip
 
 _ORIGINALS = [(place, name, getattr(place, name)) for place, name in _PLACES if hasattr(place, name)]
@@ -55,7 +58,10 @@ class Intact:
     def __init__(self, kinds: Collection[type[nn.Module]]) -> None:
         names = None if patched() else _names_used_by(kinds)
         own = [kind for kind in kinds if not _is_torch_s(kind)]
-        wanted: dict[Any, list[str]] = {kind: list(_CALLS) for kind in (nn.Module, *kinds) if kind not in own}
+        wanted: dict[Any, list[str]] = {nn.Module: list(_CALLS)}
+        for kind in kinds:
+            if kind not in own:
+                wanted[kind] = [*_CALLS, *_methods_of(kind)]
         for place, name, _ in _ORIGINALS:
             if place in _FUNCTIONS and (names is None or name in names):
                 wanted.setdefault(place, []).append(name)
@@ -77,6 +83,13 @@ class Intact:
 
 def _is_torch_s(kind: type) -> bool:
     return kind.__module__.startswith("torch.nn.")
+
+
+def _methods_of(kind: type) -> list[str]:
+    """Of those that forward calls."""
+    code = getattr(getattr(kind, "forward", None), "__code__", None)
+    names = ("__iter__", *(code.co_names if code is not None else ()))
+    return [name for name in names if isinstance(look_up(kind, name), FunctionType)]
 
 
 def _calls_of(kind: type) -> tuple[Any, ...]:

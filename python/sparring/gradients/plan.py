@@ -14,7 +14,7 @@ from torch.utils._device import DeviceContext
 from sparring.gradients.originals import patched
 from sparring.gradients.signature import GLOBAL_HOOKS, HOOKS
 from sparring.gradients.steps import Step
-from sparring.tracing import Reads
+from sparring.tracing import Reads, look_up
 
 
 class Plan:
@@ -67,9 +67,9 @@ def obstacles(model: nn.Module, stops_at: Callable[[nn.Module], bool] | None = N
             continue
         if any(vars(module).get(hooks) for hooks in HOOKS):
             reasons.append(f"{label}: has hooks")
-        elif "forward" in vars(module):
-            reasons.append(f"{label}: its forward is an attribute of the instance")
-        elif "_call_impl" in vars(module) or type(module).__call__ is not nn.Module.__call__:
+        elif shadowed := [key for key in vars(module) if callable(look_up(type(module), key))]:
+            reasons.append(f"{label}: its {shadowed[0]} is an attribute of the instance")
+        elif type(module).__call__ is not nn.Module.__call__:
             reasons.append(f"{label}: is not called as modules are")
         elif getattr(module, "_compiled_call_impl", None) is not None:
             reasons.append(f"{label}: is compiled")
@@ -88,6 +88,7 @@ def undisturbed(x: Tensor) -> bool:
         type(x) in (Tensor, nn.Parameter)
         and not torch.is_autocast_enabled(x.device.type)
         and not torch._C._len_torch_dispatch_stack()
+        and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
         and all(type(mode) is DeviceContext for mode in _modes())
     )

@@ -81,7 +81,7 @@ class _Built(NamedTuple):
 def _built(module: nn.Module) -> _Built:
     values = vars(module)
     names = None if isinstance(module, torch.jit.ScriptModule) else [*values]
-    plain_of = _getter([name for name, value in [*values.items()] if _is_plain(value)])
+    plain_of = _getter([name for name, value in [*values.items()] if is_plain(value)])
     dicts_of = _getter([name for name in _DICTS if name in values])
     inside = _inside(values) if any(dicts_of(values)) else None
     return _Built(weakref.ref(module), type(module), names, plain_of, plain_of(values), dicts_of, inside)
@@ -104,7 +104,7 @@ def _stands(
 
 
 def _inside(values: dict[str, Any]) -> list[Any]:
-    """Parts, dtypes and shapes of the module's own parameters and buffers, and whether there are hooks."""
+    """Parts, types, dtypes and shapes of the module's own parameters and buffers, and whether there are hooks."""
     found: list[Any] = []
     for name in _DICTS:
         ones = values.get(name)
@@ -115,7 +115,7 @@ def _inside(values: dict[str, Any]) -> list[Any]:
         elif name in HOOKS:
             found.append(name)
         else:
-            found += [(k, None if t is None or is_lazy(t) else (t.dtype, t.shape)) for k, t in ones.items()]
+            found += [(k, None if t is None or is_lazy(t) else (type(t), t.dtype, t.shape)) for k, t in ones.items()]
     return found
 
 
@@ -128,5 +128,5 @@ def _nothing(values: dict[str, Any]) -> tuple[()]:
     return ()
 
 
-def _is_plain(value: Any) -> bool:
-    return type(value) in PLAIN or (type(value) is tuple and all(map(_is_plain, value)))
+def is_plain(value: Any) -> bool:
+    return type(value) in PLAIN or (type(value) is tuple and all(map(is_plain, value)))

@@ -308,23 +308,48 @@ class Autograd:
         x = x.float() if precision == "bf16" and x.dtype is torch.bfloat16 else x
         with torch.inference_mode(False), torch.enable_grad(), autocast:
             leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
-            output = self.model(leaf.clone())
+            output = self._called(leaf.clone())
         if not isinstance(output, Tensor):
             raise TypeError(f"the model must return a tensor of logits, not {type(output).__name__}")
         return output.detach().clone(), (leaf, output)
 
+    def _called(self, x: Tensor) -> Any:
+        return self.model(x)
+
+    def _blocks(self, grad: Tensor, output: Tensor) -> tuple[Tensor, ...]:
+        """Gradients like the output, one for each of R."""
+        return _blocks(grad, output)[0].unbind(1)
+
     def backward(self, grad: Tensor, saved: tuple[Tensor, Tensor]) -> Tensor:
         leaf, output = saved
-        blocks, _ = _blocks(grad.to(output.dtype), output)
+        blocks = self._blocks(grad.to(output.dtype), output)
         if not output.requires_grad or not len(leaf):
-            return leaf.new_zeros((grad.shape[0], *leaf.shape[1:]))
+            return leaf.new_zeros((len(blocks) * len(leaf), *leaf.shape[1:]))
         with torch.inference_mode(False):
             towards = [
                 torch.autograd.grad(output, leaf, block.clone(), retain_graph=True, allow_unused=True)[0]
-                for block in blocks.unbind(1)
+                for block in blocks
             ]
             found = [torch.zeros_like(leaf) if grad is None else grad for grad in towards]
         return found[0] if len(found) == 1 else torch.stack(found, 1).flatten(0, 1)
+
+
+class AutogradMembers(Autograd):
+    """The logits of an ensemble's members, (M, B, K), as it computes them itself, differentiated by autograd."""
+
+    def take(self, x: Tensor, precision: str) -> AutogradMembers:
+        """As `Autograd.take`; of an ensemble that may be known by a proxy."""
+        whole: Any = self.model
+        taken = Autograd(next(iter(whole.modules()))).take(x, precision)
+        return self if taken.model is next(iter(whole.modules())) else AutogradMembers(taken.model)
+
+    def _called(self, x: Tensor) -> Any:
+        whole: Any = self.model
+        return whole.member_logits(x)
+
+    def _blocks(self, grad: Tensor, output: Tensor) -> tuple[Tensor, ...]:
+        members, batch, classes = output.shape
+        return grad.view(members, batch, grad.shape[1] // max(1, batch), classes).unbind(2)
 
 
 def _blocks(grad: Tensor, saved: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,6 +33,14 @@ _HARMLESS = frozenset([
     "__jit_unused_properties__", "__jit_ignored_attributes__",
 ])  # fmt: skip
 _MISSING = object()
+# What every module has, but what forward is made of.
+_BOOKKEEPING = {*vars(nn.Module())} - {"training", "_parameters", "_buffers", "_modules"}
+_ASKING = ("get_", "is_", "are_")  # torch's functions that tell how a program is set up
+_SETTLED = frozenset([  # and such as tell of a tensor, or whether something is done that would be seen here
+    "is_tensor", "is_floating_point", "is_complex", "is_storage", "is_scripting", "is_tracing", "is_compiling",
+    "is_exporting", "is_dynamo_compiling", "is_in_onnx_export",
+])  # fmt: skip
+_CODE = (FunctionType, BuiltinFunctionType, type)
 
 
 class Unreadable(Exception):
@@ -91,11 +99,14 @@ class Reads:
 
     def _in_class(self, kind: type, path: str, name: str, value: Any) -> None:
         self._attributes[path, name] = (False, value)
+        self._of_base(next(base for base in kind.__mro__ if name in vars(base)), kind, name, value)
+
+    def _of_base(self, base: type, kind: type, name: str, value: Any) -> None:
         if isinstance(value, property) and value.fget is not None:
             self.function(value.fget, kind)
         elif isinstance(value, (FunctionType, staticmethod)):
             self.function(value.__func__ if isinstance(value, staticmethod) else value, kind)
-        elif not _is_trusted_type(next(base for base in kind.__mro__ if name in vars(base))):
+        elif not _is_trusted_type(base):
             self._check(name, value)
 
     def of_class(self, kind: type) -> None:
@@ -117,6 +128,8 @@ class Reads:
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             value = _contents(cell)
             if name == "__class__" or (trusted and not isinstance(value, FunctionType)):
+                if callable(value) and not _is_trusted_type(type(value)) and not isinstance(value, _CODE):
+                    raise Unreadable(f"forward calls a {type(value).__name__}")
                 continue
             self._cells.append((cell, value))
             self._check(name, value)
@@ -131,11 +144,13 @@ class Reads:
             self._check("a default", default)
         for name in code.names:
             self._name(name, function, code)
+        for name in sorted(code.attributes & _BOOKKEEPING):
+            raise Unreadable(f"forward reads {name}")
         if code.calls_super and kind is not None:
             for base in kind.__mro__:
                 for name in code.attributes & {*vars(base)}:
-                    if isinstance(vars(base)[name], FunctionType):
-                        self.function(vars(base)[name], kind)
+                    self._names.append((vars(base), name, vars(base)[name]))
+                    self._of_base(base, kind, name, vars(base)[name])
 
     def _name(self, name: str, function: FunctionType, code: Code) -> None:
         place = function.__globals__
@@ -170,10 +185,17 @@ class Reads:
         for name in code.attributes & {*vars(module)}:
             value = vars(module)[name]
             self._names.append((vars(module), name, value))
-            if isinstance(value, ModuleType) and _is_trusted(value.__name__) and value.__name__ not in seen:
-                self._inside(value, code, seen)
+            if name == "backends" or (name.startswith(_ASKING) and name not in _SETTLED and callable(value)):
+                raise Unreadable(f"forward asks for {module.__name__}.{name}")
+            if isinstance(value, ModuleType):
+                if _is_trusted(value.__name__) and value.__name__ not in seen:
+                    self._inside(value, code, seen)
             elif isinstance(value, type) and issubclass(value, torch.autograd.Function):
                 raise Unreadable(f"forward uses {name}, a torch.autograd.Function")
+            elif isinstance(value, FunctionType) and not _is_trusted(str(value.__module__)):
+                self.function(value)
+            elif not isinstance(value, (FunctionType, type)) and not _is_trusted(str(type(value).__module__)):
+                self._check(f"{module.__name__}.{name}", value)
 
 
 class Withheld:

@@ -6,7 +6,7 @@ import functools
 import inspect
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any
 
@@ -53,6 +53,9 @@ _RANDOM = frozenset(
 )
 _OWN = frozenset(vars(nn.Module()))  # attributes that every module has, but for its mode
 _OWN -= {"training"}
+_KNOWN_OF_TENSORS = frozenset(
+    ["dtype", "shape", "device", "ndim", "layout", "size", "dim", "numel", "is_floating_point"]
+)
 _APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
 
 
@@ -82,6 +85,12 @@ def trace(model: nn.Module, is_leaf: IsLeaf) -> tuple[fx.Graph, Reads]:
             raise Untraceable(f"{type(module).__name__} has a __del__, which a copy would call")
     reads = Reads()
     root = _copied(model, {})
+    for module in root.modules():
+        if not (is_standard(module) or is_leaf(module)):
+            try:
+                reads.of_class(type(module))
+            except Unreadable as why:
+                raise Untraceable(str(why)) from None
     before = _state(root)
     graph = record(root, is_leaf, reads)
     now = _state(root)
@@ -103,7 +112,7 @@ def record(root: nn.Module, is_leaf: IsLeaf, reads: Reads | None = None) -> fx.G
     try:
         for module, kind in kinds:
             object.__setattr__(module, "__class__", recorder.watched(kind))
-        with torch.inference_mode(False), torch.enable_grad(), _Functions():
+        with torch.inference_mode(False), torch.enable_grad(), _Functions(recorder.tensors):
             return recorder.run()
     except Untraceable:
         raise
@@ -130,6 +139,7 @@ class _Recorder(fx.Tracer):
         self.paths = {id(module): name for name, module in root.named_modules()}
         tensors = (*root.named_parameters(), *root.named_buffers())
         self._names = {id(tensor): name for name, tensor in tensors}
+        self.tensors = self._names.keys()
         self._proxies: dict[str, fx.Proxy] = {}
         self._watched: dict[type, type] = {}
         self._autocast = _autocast()
@@ -252,7 +262,16 @@ for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"
 class _Functions(TorchFunctionMode):
     """Sees every function of torch before it does anything."""
 
+    def __init__(self, tensors: Collection[int]) -> None:
+        super().__init__()
+        self._tensors = tensors  # ids of the copy's own, whose numbers mean nothing
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        called = func.__self__.__name__ if getattr(func, "__name__", "") == "__get__" else getattr(func, "__name__", "")
+        given = [*args, *(kwargs or {}).values()]
+        given += [one for several in given if isinstance(several, (list, tuple)) for one in several]
+        if called not in _KNOWN_OF_TENSORS and any(id(one) in self._tensors for one in given):
+            raise Untraceable(f"forward reads a tensor of the model's by other ways than its name ({called})")
         if getattr(func, "__name__", "") in _RANDOM:
             raise Untraceable(f"forward draws random numbers ({func.__name__})")
         return func(*args, **(kwargs or {}))
