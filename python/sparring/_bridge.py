@@ -277,6 +277,5 @@ def raise_if_not_finite(row: int, status: Tensor | None, inputs: dict[str, Tenso
     if row == native.NO_ROW:
         return
     guilty = [name for name, tensor in inputs.items() if not bool(torch.isfinite(tensor[row]).all())]
-    raise ValueError(
-        f"{' and '.join(guilty) or 'a sum of finite entries'} has NaN or inf in row {row}; pass check_finite=False to let such rows through"
-    )
+    what = " and ".join(guilty) or "a sum of finite entries"
+    raise ValueError(f"{what} has NaN or inf in row {row}; pass check_finite=False to let such rows through")
