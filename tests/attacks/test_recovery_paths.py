@@ -442,3 +442,20 @@ def test_steps_of_l1_may_be_as_short_as_the_floor_when_they_end(lr: float, lr_st
     model = networks.mlp((16, 8, 3))
     found = recover(model, [0], (1, 4, 4), method="l1", lr=lr, lr_step=lr_step, floor=0.1, steps=8, k=2)
     assert found.images.shape == (1, 1, 4, 4)
+
+
+def test_nothing_is_asked_once_all_are_done() -> None:
+    asked: list[int] = []
+    network = networks.mlp((16, 8, 3))
+
+    class Counted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            asked.append(len(x))
+            return network(x)  # type: ignore[no-any-return]
+
+    for steps in (2, 40):
+        asked.clear()
+        recover(Counted(), [0, 1], (1, 4, 4), p_min=0.0, s_max=16, steps=steps)
+        if steps == 2:
+            first = len(asked)
+    assert len(asked) == first

@@ -367,3 +367,9 @@ def test_what_is_said_of_a_layer(layer: nn.Module, shape: tuple[int, ...], metho
     (found,) = layer_bounds(nn.Sequential(layer), shape).layers
     assert (found.method, found.kind) == (method, type(layer).__name__)
     assert found.upper == pytest.approx(upper, rel=1e-9)
+
+
+def test_shapes_of_weights_alone() -> None:
+    weights = {"a.weight": torch.ones(2, 1, 3, 3), "b.weight": torch.ones(4, 2, 5), "c.weight": torch.ones(3, 7)}
+    found = layer_bounds(weights).layers
+    assert [layer.shape for layer in found] == ["1×3×3×2", "2×5×4", "7×3"]

@@ -195,11 +195,10 @@ def test_the_factorisations_at_frequencies_may_end_late(monkeypatch: pytest.Monk
 
 def test_the_lower_end_at_frequencies_allows_for_its_own_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     """The quotient of a vector is off by gamma times the size of the matrix."""
-    made = symbol(1.0, 2.0)
+    made, large = symbol(1.0, 2.0), Symbol(polyphase(torch.eye(6, dtype=FLOAT)[:, :, None], (1,), (0,), (1,)))
     monkeypatch.setattr(rounding, "gamma", lambda n: 1e-4 * n)
     lower, _ = made._raised(torch.full((1, 1, 1), 9.0, dtype=FLOAT), 0.0)
     assert lower <= 9 - 2 * 1e-4 * 10 * 9
-    large = Symbol(polyphase(torch.eye(6, dtype=FLOAT)[:, :, None], (1,), (0,), (1,)))
     lower, _ = large._raised(9 * torch.eye(12, dtype=FLOAT)[None], 0.0)
     assert lower <= 9 - 2 * 1e-4 * (2 * 12 + 8) * 9
 
