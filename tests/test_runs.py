@@ -273,6 +273,68 @@ def test_a_changed_log_is_noticed_before_it_is_cut(
         assert [one["epoch"] for one in run.records()] == [1, 2][:epoch]  # the end of the block went back
 
 
+def without_tensors(folder: Path) -> None:
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+
+
+def emptied(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def moved(folder: Path) -> None:
+    folder.rename(folder.with_name("elsewhere"))
+
+
+def a_file(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.touch()
+
+
+def a_pipe(folder: Path) -> None:
+    shutil.rmtree(folder)
+    os.mkfifo(folder)
+
+
+def a_loop(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.symlink_to(folder)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("lose", [without_tensors, emptied, moved, a_file, a_pipe, a_loop])
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(tmp_path: Path, lose: Callable[[Path], None]) -> None:
+    run = two_checkpoints(tmp_path)
+    lose(run.path / "checkpoints")
+    before = contents(run.path)
+    with Run.open(run.path) as again, pytest.raises(RunError, match=r"checkpoints: the checkpoints .* are gone"):
+        again.restore()
+    assert contents(run.path) == before
+
+
+def test_without_log_and_checkpoints_the_checksums_tell_that_a_run_had_begun(tmp_path: Path) -> None:
+    run = two_checkpoints(tmp_path)
+    without_tensors(run.path / "checkpoints")
+    (run.path / "metrics.jsonl").unlink()
+    with Run.open(run.path) as again, pytest.raises(RunError, match="are gone; nothing was changed"):
+        again.restore()
+
+
+def test_a_run_killed_at_its_first_checkpoint_begins_anew(tmp_path: Path) -> None:
+    """Its checksum is written first."""
+    run = Run.create(tmp_path, "a", {})
+    with run:
+        run.log(record(1, loss=9.0))
+    (run.path / "checkpoints" / "000000.checksum").write_text("of what was about to be written")
+    with Run.open(run.path) as again:
+        assert again.restore() is None
+        again.log(record(1))
+        saved(again, 1)
+    assert run.records() == [record(1)]
+    assert run.checkpoint() is not None
+
+
 def test_a_lost_log_is_not_begun_anew(tmp_path: Path) -> None:
     run = two_checkpoints(tmp_path)
     (run.path / "metrics.jsonl").unlink()

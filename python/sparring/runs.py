@@ -207,12 +207,15 @@ class Run:
         Raises
         ------
         RunError
-            If the log or all checkpoints were damaged, or the configuration was changed; says which and how.
+            If the log or all checkpoints were damaged or are gone, or the configuration was changed; says which and
+            how. Checkpoints are gone where there is none but the log goes on after its first record, since one is to
+            be saved after each.
         """
         self._check_open()
         log = self._logged()
         found = self._newest(lambda saved: saved.check_log(log))
         if found is None:
+            self._check_beginning(log)
             if log:
                 self._pending = _Pending(0, [], 0)
             return None
@@ -243,6 +246,18 @@ class Run:
         if problems:
             raise RunError(f"{'; '.join(problems)}. There is no other checkpoint; nothing was changed")
         return None
+
+    def _check_beginning(self, log: bytes) -> None:
+        """RunError if a run that has no checkpoint had one once."""
+        folder = self.path / "checkpoints"
+        # A process killed at its first checkpoint leaves one record, and at most that checkpoint's checksum.
+        seals = folder.glob("*.checksum") if folder.is_dir() else ()
+        later = any(file.stem.isdigit() and number_of(file) > 0 for file in seals)
+        if not folder.is_dir() or later or b"\n" in log[:-1]:
+            raise RunError(
+                f"{folder}: the checkpoints that {self.path / 'metrics.jsonl'} was written with are gone; nothing was "
+                "changed. Put them back, or begin another run"
+            )
 
     def _check_open(self) -> None:
         assert self._lock is not None, "a run is written to inside `with run:`"
