@@ -178,6 +178,31 @@ def test_an_audit_prints_its_table_where_the_disk_is_full(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize(("closed", "why"), [(True, "Broken pipe"), (False, "No space left on device")])
+def test_an_audit_whose_output_cannot_be_written_keeps_its_results(
+    weights: str, tmp_path: Path, closed: bool, why: str
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as pipe, Path("/dev/full").open("w") as disk:
+        arguments = ("audit", weights, *AUDIT, "--runs-dir", str(tmp_path), "--name", "run")
+        ended = subprocess.run(command(*arguments), stdout=pipe if closed else disk, stderr=subprocess.PIPE, text=True)
+    path = tmp_path / "run"
+    said = f"Error: the output cannot be written: {why}; the results are kept in {path}\n"
+    assert (ended.returncode, ended.stderr) == (1, said)
+    assert {"results.json", "examples.safetensors", "report.html"} <= {file.name for file in path.iterdir()}
+
+
+def test_an_error_of_an_attack_is_not_said_to_be_one_of_the_disk(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparring.evaluation.evaluate", full)
+    result = sparring("audit", weights, *AUDIT, "--runs-dir", str(tmp_path))
+    assert message(result) == "Error: No space left on device"
+    assert not list(tmp_path.iterdir())
+
+
 def _full_for(name: str) -> Callable[..., None]:
     written = _files.write_all
 

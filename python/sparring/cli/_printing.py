@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 from collections.abc import Callable, Collection, Sequence
 
 import typer
@@ -26,6 +29,31 @@ def line(console: Console, markup: str) -> None:
 def notice(console: Console) -> Callable[[str], None]:
     """A function that says what the owner of a run should know."""
     return lambda text: line(console, f"[dark_orange]Note:[/] {data(text)}")
+
+
+class Tolerant:
+    """A context, to be entered again and again, in which output that cannot be written ends nothing.
+
+    The first error is kept as `error`; from then on what is printed goes nowhere.
+    """
+
+    def __init__(self) -> None:
+        self.error: OSError | None = None
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, SystemExit):  # rich's answer to a closed pipe
+            error = error.__context__
+        if not isinstance(error, OSError):
+            return False
+        self.error = self.error or error
+        with contextlib.suppress(OSError):  # there may be no file behind it
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
+        return True
 
 
 def error(problem: object) -> None:
