@@ -102,6 +102,8 @@ def settings(given: list[str], named: dict[str, Any], config: type) -> dict[str,
             found[name] = json.loads(value)
         except json.JSONDecodeError:
             found[name] = value
+        except RecursionError:
+            raise ValueError(f"--set {name}: the value is nested too deeply") from None
     return found
 
 
