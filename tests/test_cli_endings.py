@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -516,6 +517,22 @@ def test_output_that_cannot_be_written_is_a_line() -> None:
     assert ended.returncode == 1
     assert len(ended.stderr.splitlines()) == 1
     assert "No space left on device" in ended.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell closes the streams")
+@pytest.mark.parametrize(
+    ("arguments", "closed", "status"),
+    [
+        ("info", ">&-", 0), ("info", "2>&-", 0), ("info", ">&- 2>&-", 0), ("report /nowhere", ">&-", 2),
+        ("report /nowhere", "2>&-", 2), ("info", ">/dev/full 2>&-", 1),
+    ],
+)  # fmt: skip
+def test_streams_that_are_closed(arguments: str, closed: str, status: int) -> None:
+    line = f"{shlex.join(command(*arguments.split()))} {closed}"
+    ended = subprocess.run(line, shell=True, capture_output=True, text=True)
+    assert ended.returncode == status, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "Error" not in ended.stdout
 
 
 # -- terminals of every kind -------------------------------------------------------------------------------------------
