@@ -234,6 +234,7 @@ def test_masked_gradients_are_named(tmp_path: Path) -> None:
     (("--data", "imagenet"), "imagenet"),
     (("--data", "mnist", "--data-dir", "/nowhere"), "/nowhere"),
     (("--device", "toaster"), "--device toaster"),
+        (("--device", "meta"), "--device meta: tensors there have no values"),
     (("--name", "../up"), "cannot be a run's name"),
 ])  # fmt: skip
 def test_mistakes_are_said_in_a_line(weights: Path, tmp_path: Path, options: tuple[str, ...], expected: str) -> None:
@@ -262,7 +263,9 @@ def test_unfitting_networks_and_weights(weights: Path, tmp_path: Path) -> None:
     assert "linear1.weight (file (300, 64), network (128, 64))" in text
     assert "they fit --arch mlp-300-100" in text
     (tmp_path / "broken.safetensors").write_bytes(b"no")
-    assert "is no safetensors file" in refused(str(tmp_path / "broken.safetensors"), "--arch", "mlp")
+    assert "not a complete safetensors file with weights" in refused(
+        str(tmp_path / "broken.safetensors"), "--arch", "mlp"
+    )
 
 
 def test_pickles_are_refused_and_the_way_out_works(weights: Path, tmp_path: Path) -> None:

@@ -143,11 +143,13 @@ def digest(path: str | Path) -> str:
 
 
 def device(name: str) -> torch.device:
-    """The device of that name, tried out."""
+    """The device of that name, tried out; ValueError if there is none, or it is "meta", which computes nothing."""
     import torch
 
     try:
         wanted = torch.device(name)
+        if wanted.type == "meta":
+            raise RuntimeError("tensors there have no values")
         torch.empty(0, device=wanted)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts that it has it
         raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None

@@ -80,15 +80,10 @@ def _check_weights(weights: Path) -> None:
 
 
 def _shapes_in(weights: Path) -> dict[str, tuple[int, ...]]:
-    from safetensors import SafetensorError, safe_open
+    from sparring._loading import layout, safetensors_file
 
-    from sparring._loading import layout, readable
-
-    try:
-        with safe_open(readable(weights), "pt") as file:
-            return {name: shape for name, (_, shape) in layout(file).items()}
-    except SafetensorError as error:
-        raise ValueError(f"{weights} is no safetensors file: {error}") from None
+    with safetensors_file(weights, "weights") as file:
+        return {name: shape for name, (_, shape) in layout(file).items()}
 
 
 def _mismatch(
