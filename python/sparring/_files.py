@@ -124,9 +124,13 @@ def packed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = N
 
 def unpacked(content: bytes) -> dict[str, Tensor]:
     """The tensors in a safetensors file by name, in the names' order; SafetensorError if it is none, or not whole."""
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
-    return dict(sorted(load(content).items()))  # safetensors has them in another order in each process
+    try:
+        return dict(sorted(load(content).items()))  # safetensors has them in another order in each process
+    except (RuntimeError, OverflowError) as error:  # of torch, for a shape without entries that it cannot make
+        raise SafetensorError(str(error)) from error
 
 
 def digest(content: bytes) -> str:

@@ -167,14 +167,14 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
 
     import torch
 
-    from sparring._loading import safetensors_file
+    from sparring._loading import layout, safetensors_file
 
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     try:
         if path.suffix not in _weights.PICKLES:
             with safetensors_file(path, "weights") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+                return {name: file.get_tensor(name) for name in layout(file)}
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError):
         raise ValueError(f"{path} holds more than tensors, or is no file that torch saved") from None
