@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import shlex
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -122,11 +123,30 @@ def network(source: str, option: str = "--model") -> str | Callable[..., Any]:
     if spec is None or spec.loader is None:
         raise ValueError(f"{option} {source}: {path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with users_file(f"{option} {source}", path):
+        spec.loader.exec_module(module)
     make = getattr(module, attribute, None)
     if not callable(make):
         raise ValueError(f"{option} {source}: {path} has no class or function {attribute}")
     return cast("Callable[..., Any]", make)
+
+
+@contextlib.contextmanager
+def users_file(named: str, path: str) -> Iterator[None]:
+    """Run code of the user's file: ValueError, with the line, where it is no Python, ends the process, or refuses.
+
+    Other errors keep their traceback, which ends in that file.
+    """
+    try:
+        yield
+    except (SyntaxError, SystemExit, ValueError, OSError) as error:
+        places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+        if isinstance(error, SyntaxError):
+            places.append((error.filename or "", error.lineno))
+        lines = [line for file, line in places if line and Path(file).resolve() == Path(path).resolve()]
+        where = f"{path}, line {lines[-1]}" if lines else path
+        said = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise ValueError(f"{named}: {where}: {type(error).__name__}: {said}".rstrip(": ")) from None
 
 
 def located(source: str) -> dict[str, str]:

@@ -64,7 +64,8 @@ def error(problem: object) -> None:
 def reason(problem: object) -> str:
     """An error in words."""
     if isinstance(problem, OSError) and problem.strerror:
-        return f"{problem.strerror}: {problem.filename}" if problem.filename else problem.strerror
+        name = problem.filename2 or problem.filename  # of what was to be renamed, the name it was to have
+        return f"{problem.strerror}: {name}" if name else problem.strerror
     return str(problem)
 
 
