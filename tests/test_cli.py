@@ -230,6 +230,7 @@ def test_users_network(tmp_path: Path) -> None:
         (("--set", "speed=3"), "--set speed=3: give FIELD=VALUE, FIELD one of labelling, network"),
         (("--set", "images=5", "--images", "6"), "--set images=5: images is given twice"),
         (("--set", "lr=fast"), "--set lr=fast: a value is of the wrong kind"),
+        (("--set", f"lam={'[' * 100_000}"), "--set lam: the value is nested too deeply"),
         (("--set", "pool_images=0"), "pool_images is 0"),
         (("--data", "cifar10"), "data_dir must be given for 'cifar10'"),
         (("--resume",), "there is no run in"),

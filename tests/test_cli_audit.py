@@ -234,6 +234,7 @@ def test_masked_gradients_are_named(tmp_path: Path) -> None:
     (("--data", "imagenet"), "imagenet"),
     (("--data", "mnist", "--data-dir", "/nowhere"), "/nowhere"),
     (("--device", "toaster"), "--device toaster"),
+        (("--device", "meta"), "--device meta: tensors there have no values"),
     (("--name", "../up"), "cannot be a run's name"),
 ])  # fmt: skip
 def test_mistakes_are_said_in_a_line(weights: Path, tmp_path: Path, options: tuple[str, ...], expected: str) -> None:
@@ -262,7 +263,9 @@ def test_unfitting_networks_and_weights(weights: Path, tmp_path: Path) -> None:
     assert "linear1.weight (file (300, 64), network (128, 64))" in text
     assert "they fit --arch mlp-300-100" in text
     (tmp_path / "broken.safetensors").write_bytes(b"no")
-    assert "is no safetensors file" in refused(str(tmp_path / "broken.safetensors"), "--arch", "mlp")
+    assert "not a complete safetensors file with weights" in refused(
+        str(tmp_path / "broken.safetensors"), "--arch", "mlp"
+    )
 
 
 def test_pickles_are_refused_and_the_way_out_works(weights: Path, tmp_path: Path) -> None:
@@ -314,3 +317,30 @@ def test_help_has_every_group_and_examples() -> None:
 def test_audit_without_results_has_no_report(done: tuple[Path, str], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((done[0] / "config.json").read_text())
     assert "did not come to its end" in message(sparring("report", str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (b"x = 1\ndef (:\n", "net.py, line 2: SyntaxError: invalid syntax"),
+        (b"x = '\xff'\n", "net.py"),
+        (b"import sys\n\nsys.exit(0)\n", "net.py, line 3: SystemExit: 0"),
+        (b"class Net:\n    def __init__(self):\n        raise SystemExit\n", "net.py, line 3: SystemExit"),
+        (b"def no():\n    raise ValueError('no')\nno()\n", "net.py, line 2: ValueError: no"),
+        (b"open('/nowhere')\n", "net.py, line 1: FileNotFoundError"),
+    ],
+)
+def test_a_users_file_that_refuses_is_named_with_its_line(code: bytes, said: str, tmp_path: Path) -> None:
+    weights, net = tmp_path / "x.safetensors", tmp_path / "net.py"
+    save_file({}, weights)
+    net.write_bytes(code)
+    error = message(sparring("audit", str(weights), "--arch", f"{net}:Net", "--runs-dir", str(tmp_path / "runs")))
+    assert error.startswith(f"Error: --arch {net}:Net: {tmp_path}/{said}")
+
+
+def test_other_errors_of_a_users_file_keep_their_traceback(tmp_path: Path) -> None:
+    weights, net = tmp_path / "x.safetensors", tmp_path / "net.py"
+    save_file({}, weights)
+    net.write_text("1 / 0\n")
+    result = sparring("audit", str(weights), "--arch", f"{net}:Net", "--runs-dir", str(tmp_path / "runs"))
+    assert isinstance(result.exception, ZeroDivisionError)

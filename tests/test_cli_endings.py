@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -175,6 +176,31 @@ def test_an_audit_prints_its_table_where_the_disk_is_full(
     assert "worst case" in result.stdout
     assert "robust accuracy" in result.stdout.splitlines()[-1]
     assert result.stderr == "Error: the results cannot be written: No space left on device\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize(("closed", "why"), [(True, "Broken pipe"), (False, "No space left on device")])
+def test_an_audit_whose_output_cannot_be_written_keeps_its_results(
+    weights: str, tmp_path: Path, closed: bool, why: str
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as pipe, Path("/dev/full").open("w") as disk:
+        arguments = ("audit", weights, *AUDIT, "--runs-dir", str(tmp_path), "--name", "run")
+        ended = subprocess.run(command(*arguments), stdout=pipe if closed else disk, stderr=subprocess.PIPE, text=True)
+    path = tmp_path / "run"
+    said = f"Error: the output cannot be written: {why}; the results are kept in {path}\n"
+    assert (ended.returncode, ended.stderr) == (1, said)
+    assert {"results.json", "examples.safetensors", "report.html"} <= {file.name for file in path.iterdir()}
+
+
+def test_an_error_of_an_attack_is_not_said_to_be_one_of_the_disk(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparring.evaluation.evaluate", full)
+    result = sparring("audit", weights, *AUDIT, "--runs-dir", str(tmp_path))
+    assert message(result) == "Error: No space left on device"
     assert not list(tmp_path.iterdir())
 
 
@@ -491,6 +517,22 @@ def test_output_that_cannot_be_written_is_a_line() -> None:
     assert ended.returncode == 1
     assert len(ended.stderr.splitlines()) == 1
     assert "No space left on device" in ended.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell closes the streams")
+@pytest.mark.parametrize(
+    ("arguments", "closed", "status"),
+    [
+        ("info", ">&-", 0), ("info", "2>&-", 0), ("info", ">&- 2>&-", 0), ("report /nowhere", ">&-", 2),
+        ("report /nowhere", "2>&-", 2), ("info", ">/dev/full 2>&-", 1),
+    ],
+)  # fmt: skip
+def test_streams_that_are_closed(arguments: str, closed: str, status: int) -> None:
+    line = f"{shlex.join(command(*arguments.split()))} {closed}"
+    ended = subprocess.run(line, shell=True, capture_output=True, text=True)
+    assert ended.returncode == status, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "Error" not in ended.stdout
 
 
 # -- terminals of every kind -------------------------------------------------------------------------------------------

@@ -77,6 +77,14 @@ def test_other_network_judges_for_itself(made: Path, tmp_path: Path) -> None:
     assert wanted.fooled < 1
 
 
+def test_a_set_without_images_has_no_means(weights: Path, tmp_path: Path) -> None:
+    none, path = torch.zeros(0, dtype=torch.int64), tmp_path / "empty.safetensors"
+    FoolingSet(torch.zeros(0, 1, 6, 6), none, torch.zeros(0), none, none, none.bool()).save(path)
+    result = sparring("images", "judge", str(path), str(weights), "--arch", "mlp", "--outputs", "4")
+    assert result.exit_code == 0, result.output
+    assert "nan" not in result.stdout
+
+
 def test_images_are_taken_out_of_a_run(tmp_path: Path) -> None:
     run, result = make(tmp_path)
     for options, wanted in (

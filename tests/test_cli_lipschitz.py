@@ -149,6 +149,17 @@ def test_errors_are_one_line(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.timeout(20)
+def test_files_without_usable_weights_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"bias": torch.zeros(3)}, path)
+    assert f"{path}: model is a state dict without a weight" in message(sparring("lipschitz", str(path)))
+    path.unlink()
+    os.mkfifo(path)
+    for arguments in (("lipschitz", str(path)), ("lipschitz", "mlp", "--weights", str(path))):
+        assert message(sparring(*arguments)) == f"Error: {path}: expected a file, but it is a named pipe"
+
+
 def test_help_names_its_parts() -> None:
     result = sparring("lipschitz", "--help")
     assert result.exit_code == 0

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load
 
 from sparring import _files
+from sparring.cli._printing import reason
 
 
 def test_a_file_is_written_under_another_name_synced_and_renamed(tmp_path: Path, recorded: list[str]) -> None:
@@ -158,3 +159,16 @@ def test_a_folder_is_tried_out(tmp_path: Path) -> None:
     if Path("/proc/self").is_dir():  # a folder that takes none even from root
         with pytest.raises(OSError):  # noqa: PT011
             _files.takes_files(Path("/proc/self"))
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="this system has no /proc")
+def test_what_cannot_be_written_is_named_and_not_its_draft(tmp_path: Path) -> None:
+    for asked in (Path("/proc/x"), Path("/proc/x/y")):
+        with pytest.raises(OSError, match=f"'{asked}'$"):
+            _files.takes_files(asked, made=True)
+    with pytest.raises(OSError, match=r"'/proc/x'$"):
+        _files.write(Path("/proc/x"), "")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        _files.write(tmp_path / "folder", "")
+    assert reason(caught.value).endswith(f": {tmp_path / 'folder'}")

@@ -22,6 +22,8 @@ from sparring import data
 from sparring._loading import readable
 from sparring.cli._weights import load_network
 from sparring.networks import build, load_weights
+from sparring.report import page
+from sparring.runs import RunError
 from sparring.training import FoolingSet
 
 SHAPE = (1, 4, 4)
@@ -182,6 +184,28 @@ def test_tensors_that_are_not_what_they_should_be(
     path = tmp_path / "wrong.safetensors"
     save_file({key: tensor.contiguous() for key, tensor in changed.items() if tensor is not None}, path, about)
     with pytest.raises(ValueError, match=rf"wrong\.safetensors: .*\b({name}|shape)\b"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("fooling set", "images"), ("ensemble", "weights"), ("weights", "linear1.weight"), ("command", "x"), ("run", "x")],
+)
+def test_shapes_without_entries_that_torch_cannot_make(kind: str, name: str, tmp_path: Path) -> None:
+    _, about, load = tensors_and_about(kind)
+    if kind == "command":
+        load = lambda path: load_network(path, "softmax", SHAPE, 3)  # noqa: E731
+    if kind == "run":
+        load = page.load
+    names = FoolingSet.__dataclass_fields__ if kind == "fooling set" else [name]
+    header: dict[str, Any] = {
+        one: {"dtype": "F32", "shape": [0, 2**40, 2**40] if one == name else [0], "data_offsets": [0, 0]}
+        for one in names
+    }
+    text = json.dumps({"__metadata__": about, **header}).encode()
+    path = tmp_path / "wrong.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises((ValueError, RunError), match=r"wrong\.safetensors: .*too large|wrong\.safetensors is damaged"):
         load(path)
 
 

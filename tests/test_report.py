@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -148,6 +149,23 @@ def test_small_report_is_small(run: Run, page: Page) -> None:
 def test_run_without_an_epoch_has_none(tmp_path: Path) -> None:
     run = Run.create(tmp_path, "empty", {"retrain": {}, "data": {"classes": 2}})
     with pytest.raises(RunError, match="no finished epoch"):
+        report.write(run)
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_among_a_runs_files_is_not_waited_for(run: Run, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(run.path, tmp_path / "run"))
+    (path / "real.safetensors").unlink()
+    os.mkfifo(path / "real.safetensors")
+    with pytest.raises(RunError, match=r"real\.safetensors: expected a file, but it is a named pipe"):
+        report.write(Run.open(path))
+
+
+@pytest.mark.parametrize("found", ["[" * 100_000, "{", "\xff"])
+def test_results_of_an_audit_that_are_no_json_are_named(tmp_path: Path, found: str) -> None:
+    run = Run.create(tmp_path, "a", {"audit": {}})
+    (run.path / "results.json").write_bytes(found.encode("latin1"))
+    with pytest.raises(RunError, match=r"results\.json is not valid JSON"):
         report.write(run)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from sparring import _files
 from sparring.runs import Run, RunError, RunWarning, check_new, latest
 
 
@@ -215,10 +216,71 @@ def test_a_checkpoint_that_cannot_be_read_is_a_damaged_one(tmp_path: Path) -> No
     newest = run.checkpoints()[-1]
     newest.unlink()
     newest.mkdir()
-    with Run.open(run.path) as again, pytest.warns(RunWarning, match=f"{newest.name} cannot be read: Is a directory"):
+    with (
+        Run.open(run.path) as again,
+        pytest.warns(RunWarning, match=f"{newest.name}: expected a file, but it is a folder"),
+    ):
         found = again.restore()
     assert found is not None
     assert found.state["epoch"] == 1
+
+
+def pipe_at(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", ["metrics.jsonl", "timings.jsonl", ".lock"])
+def test_a_pipe_in_a_run_folder_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    run = two_checkpoints(tmp_path)
+    pipe_at(run.path / name)
+
+    def go_on() -> None:
+        with Run.open(run.path) as again:
+            again.restore()
+            again.log(record(3))
+
+    with pytest.raises(RunError, match=f"{re.escape(name)}: expected a file"):
+        go_on()
+    if name == "metrics.jsonl":
+        with pytest.raises(RunError, match="it is a named pipe"):
+            run.records()
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", [".safetensors", ".checksum"])
+def test_a_checkpoint_that_is_a_pipe_is_a_damaged_one(tmp_path: Path, kind: str) -> None:
+    run = two_checkpoints(tmp_path)
+    pipe_at(run.checkpoints()[-1].with_suffix(kind))
+    with pytest.warns(RunWarning, match="expected a file, but it is a named pipe"):
+        found = run.checkpoint()
+    assert found is not None
+    assert found[1]["epoch"] == 1
+
+
+NESTED = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "line", [NESTED, '{"a": 1}', '{"kind": 3, "epoch": 1}', '{"kind": "epoch"}', '{"kind": "epoch", "epoch": "1"}']
+)
+def test_a_line_of_the_log_that_is_no_record_is_named(tmp_path: Path, line: str) -> None:
+    run = two_checkpoints(tmp_path)
+    with (run.path / "metrics.jsonl").open("a") as log:
+        log.write(f"{line}\n")
+    with pytest.raises(RunError, match=r"metrics\.jsonl is damaged: its line 3 is no record"):
+        run.records()
+
+
+@pytest.mark.parametrize("state", [NESTED, '{"metrics_bytes": Infinity}', "{}", "[]", "3"])
+def test_a_checkpoint_whose_state_is_none_is_a_damaged_one(tmp_path: Path, state: str) -> None:
+    run = two_checkpoints(tmp_path)
+    newest = run.checkpoints()[-1]
+    newest.with_suffix(".checksum").unlink()
+    newest.write_bytes(_files.packed({}, {"state": state}))
+    with pytest.warns(RunWarning, match=f"{newest.name} is damaged"):
+        assert run.checkpoint() is not None
 
 
 def test_where_all_checkpoints_are_damaged_the_run_is_refused_and_stays_as_it_was(tmp_path: Path) -> None:
@@ -271,6 +333,68 @@ def test_a_changed_log_is_noticed_before_it_is_cut(
     if epoch:
         assert bool(told) == (epoch == 1)
         assert [one["epoch"] for one in run.records()] == [1, 2][:epoch]  # the end of the block went back
+
+
+def without_tensors(folder: Path) -> None:
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+
+
+def emptied(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def moved(folder: Path) -> None:
+    folder.rename(folder.with_name("elsewhere"))
+
+
+def a_file(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.touch()
+
+
+def a_pipe(folder: Path) -> None:
+    shutil.rmtree(folder)
+    os.mkfifo(folder)
+
+
+def a_loop(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.symlink_to(folder)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("lose", [without_tensors, emptied, moved, a_file, a_pipe, a_loop])
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(tmp_path: Path, lose: Callable[[Path], None]) -> None:
+    run = two_checkpoints(tmp_path)
+    lose(run.path / "checkpoints")
+    before = contents(run.path)
+    with Run.open(run.path) as again, pytest.raises(RunError, match=r"checkpoints: the checkpoints .* are gone"):
+        again.restore()
+    assert contents(run.path) == before
+
+
+def test_without_log_and_checkpoints_the_checksums_tell_that_a_run_had_begun(tmp_path: Path) -> None:
+    run = two_checkpoints(tmp_path)
+    without_tensors(run.path / "checkpoints")
+    (run.path / "metrics.jsonl").unlink()
+    with Run.open(run.path) as again, pytest.raises(RunError, match="are gone; nothing was changed"):
+        again.restore()
+
+
+def test_a_run_killed_at_its_first_checkpoint_begins_anew(tmp_path: Path) -> None:
+    """Its checksum is written first."""
+    run = Run.create(tmp_path, "a", {})
+    with run:
+        run.log(record(1, loss=9.0))
+    (run.path / "checkpoints" / "000000.checksum").write_text("of what was about to be written")
+    with Run.open(run.path) as again:
+        assert again.restore() is None
+        again.log(record(1))
+        saved(again, 1)
+    assert run.records() == [record(1)]
+    assert run.checkpoint() is not None
 
 
 def test_a_lost_log_is_not_begun_anew(tmp_path: Path) -> None:
@@ -329,7 +453,7 @@ def test_a_field_that_the_configuration_lacks_is_no_difference(tmp_path: Path) -
         assert again.restore() is not None
 
 
-@pytest.mark.parametrize("content", ["[]", "{", '"x"', "\xff", ""])
+@pytest.mark.parametrize("content", ["[]", "{", '"x"', "\xff", "", NESTED])
 def test_a_damaged_configuration_is_said(tmp_path: Path, content: str) -> None:
     run = two_checkpoints(tmp_path)
     (run.path / "config.json").write_bytes(content.encode("latin1"))

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BaseException as error:
         if not _signals.interrupted() or isinstance(error, SystemExit):
             raise
-        print("Interrupted.", file=sys.stderr)
+        _say("Interrupted.")
         sys.exit(_signals.status(error))
     finally:
         _flush()
@@ -33,13 +33,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _flush() -> None:
     """Write out what was printed; a full disk or a closed pipe is a line, and no traceback at the interpreter's end."""
+    if sys.stdout is None:  # closed before the start
+        return
     try:
         sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
-            print(f"Error: the output cannot be written: {error.strerror}", file=sys.stderr)
+            _say(f"Error: the output cannot be written: {error.strerror}")
         sys.exit(1)
+
+
+def _say(text: str) -> None:
+    if sys.stderr is not None:  # else `print` would take the standard output
+        print(text, file=sys.stderr)
 
 
 if __name__ == "__main__":

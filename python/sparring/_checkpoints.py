@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from sparring import _files
+from sparring._loading import readable
 
 UNBOUND = ("command", "folder", "metrics", "note", "versions")
 """Keys of a configuration that no number of a run depends on: they may differ when it goes on."""
@@ -44,11 +45,13 @@ class Saved:
         from safetensors import SafetensorError
 
         try:
-            content, checksum = path.read_bytes(), checksum_of(path)
-            wanted = checksum.read_text(encoding="utf-8", errors="replace").split() if checksum.exists() else None
+            content, checksum = readable(path).read_bytes(), checksum_of(path)
+            wanted = readable(checksum).read_text(encoding="utf-8", errors="replace") if checksum.exists() else None
         except OSError as error:
             raise Damaged(f"{path} cannot be read: {error.strerror}") from error
-        if wanted is not None and wanted[:1] != [_files.digest(content)]:
+        except ValueError as error:
+            raise Damaged(str(error)) from error
+        if wanted is not None and wanted.split()[:1] != [_files.digest(content)]:
             raise Damaged(f"{path} is damaged: its checksum is not that in {checksum.name}")
         try:
             tensors = _files.unpacked(content)
@@ -56,7 +59,15 @@ class Saved:
             state = json.loads(header["__metadata__"]["state"])
             about = state.pop("run", None)
             state["metrics_bytes"] = int(state["metrics_bytes"])
-        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (
+            SafetensorError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             raise Damaged(f"{path} is damaged: {error}") from error
         return cls(path, tensors, state, about, wanted is not None)
 

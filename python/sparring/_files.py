@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,7 @@ def write_all(contents: Mapping[Path, bytes | str]) -> None:
         for path, draft in drafts.items():
             clear_drafts(path)
             content = contents[path]
-            with draft.open("wb") as file:
+            with _said_of(path), draft.open("wb") as file:
                 file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -42,6 +42,16 @@ def write_all(contents: Mapping[Path, bytes | str]) -> None:
         for draft in drafts.values():
             with contextlib.suppress(OSError):
                 draft.unlink()
+
+
+@contextlib.contextmanager
+def _said_of(path: Path) -> Iterator[None]:
+    """Errors name the file or folder that was asked for, which a draft's name says nothing of."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def draft_of(path: Path) -> Path:
@@ -92,6 +102,7 @@ def takes_files(folder: Path, *, made: bool = False) -> None:
     OSError
         That says why not.
     """
+    asked = folder
     while made and not folder.exists() and folder != folder.parent:
         folder = folder.parent
     if not folder.exists():
@@ -101,7 +112,8 @@ def takes_files(folder: Path, *, made: bool = False) -> None:
     clear_drafts(folder / "trial")
     trial = draft_of(folder / "trial")
     try:
-        trial.touch()
+        with _said_of(asked):
+            trial.touch()
     finally:
         trial.unlink(missing_ok=True)
 
@@ -124,9 +136,13 @@ def packed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = N
 
 def unpacked(content: bytes) -> dict[str, Tensor]:
     """The tensors in a safetensors file by name, in the names' order; SafetensorError if it is none, or not whole."""
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
-    return dict(sorted(load(content).items()))  # safetensors has them in another order in each process
+    try:
+        return dict(sorted(load(content).items()))  # safetensors has them in another order in each process
+    except (RuntimeError, OverflowError) as error:  # of torch, for a shape without entries that it cannot make
+        raise SafetensorError(str(error)) from error
 
 
 def digest(content: bytes) -> str:

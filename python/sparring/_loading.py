@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -59,9 +60,16 @@ def safetensors_file(path: str | Path, what: str) -> Iterator[Any]:
 
 
 def layout(file: Any) -> dict[str, tuple[torch.dtype | None, tuple[int, ...]]]:
-    """Dtype and shape of each tensor of an open safetensors file, by its header alone; None for other dtypes."""
+    """Dtype and shape of each tensor of an open safetensors file, by its header alone; None for other dtypes.
+
+    OverflowError for a shape that torch cannot make; only one without entries can be, as the rest are in the file.
+    """
     slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    return {name: (_DTYPES.get(part.get_dtype()), tuple(part.get_shape())) for name, part in slices.items()}
+    found = {name: (_DTYPES.get(part.get_dtype()), tuple(part.get_shape())) for name, part in slices.items()}
+    for name, (_, shape) in found.items():
+        if math.prod(size or 1 for size in shape) >= 2**63:
+            raise OverflowError(f"{name} has shape {shape}, which is too large")
+    return found
 
 
 def read_like(

@@ -22,6 +22,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import threading
 import time
 import warnings
@@ -34,6 +35,7 @@ from torch import Tensor
 
 from sparring import _files
 from sparring._checkpoints import Damaged, RunError, Saved, checksum_of, differences, number_of
+from sparring._loading import readable
 from sparring.training.loop import Checkpoint
 
 if TYPE_CHECKING:
@@ -108,7 +110,12 @@ class Run:
 
     def __enter__(self) -> Run:
         """Lock the folder against other processes."""
-        lock = (self.path / ".lock").open("w")
+        path = self.path / ".lock"
+        # Not blocking: a pipe would be waited for.
+        lock = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o666), "r")
+        if not stat.S_ISREG(os.fstat(lock.fileno()).st_mode):
+            lock.close()
+            raise RunError(f"{path}: expected a file")
         if not _lock(lock):
             lock.close()
             raise RunError(f"{self.path} is in use by another process")
@@ -207,12 +214,15 @@ class Run:
         Raises
         ------
         RunError
-            If the log or all checkpoints were damaged, or the configuration was changed; says which and how.
+            If the log or all checkpoints were damaged or are gone, or the configuration was changed; says which and
+            how. Checkpoints are gone where there is none but the log goes on after its first record, since one is to
+            be saved after each.
         """
         self._check_open()
         log = self._logged()
         found = self._newest(lambda saved: saved.check_log(log))
         if found is None:
+            self._check_beginning(log)
             if log:
                 self._pending = _Pending(0, [], 0)
             return None
@@ -244,12 +254,24 @@ class Run:
             raise RunError(f"{'; '.join(problems)}. There is no other checkpoint; nothing was changed")
         return None
 
+    def _check_beginning(self, log: bytes) -> None:
+        """RunError if a run that has no checkpoint had one once."""
+        folder = self.path / "checkpoints"
+        # A process killed at its first checkpoint leaves one record, and at most that checkpoint's checksum.
+        seals = folder.glob("*.checksum") if folder.is_dir() else ()
+        later = any(file.stem.isdigit() and number_of(file) > 0 for file in seals)
+        if not folder.is_dir() or later or b"\n" in log[:-1]:
+            raise RunError(
+                f"{folder}: the checkpoints that {self.path / 'metrics.jsonl'} was written with are gone; nothing was "
+                "changed. Put them back, or begin another run"
+            )
+
     def _check_open(self) -> None:
         assert self._lock is not None, "a run is written to inside `with run:`"
 
     def _logged(self) -> bytes:
         path = self.path / "metrics.jsonl"
-        return path.read_bytes() if path.exists() else b""
+        return content(path) if os.path.lexists(path) else b""
 
     def _go_back(self) -> None:
         """Drop what was logged after the checkpoint that was restored."""
@@ -347,7 +369,7 @@ def _last_written(path: Path) -> float:
 def _config(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # no JSON, or no text
+    except (ValueError, RecursionError) as error:  # no JSON, or no text, or nested without end
         raise RunError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(found, dict):
         raise RunError(f"{path} is not a run's configuration: it holds a {type(found).__name__}, not an object")
@@ -360,15 +382,35 @@ def _records(path: Path, log: bytes) -> list[Record]:
     for number, line in enumerate(log.split(b"\n")[:-1], 1):
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
-        if not isinstance(record, dict):
+        if not _is_record(record):
             raise RunError(f"{path} is damaged: its line {number} is no record")
         found.append(record)
     return found
 
 
+def _is_record(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
+        return False
+    return isinstance(value.get("epoch"), int) and not isinstance(value["epoch"], bool)
+
+
+def content(path: Path) -> bytes:
+    """The bytes of a run's file; RunError if it is a pipe or another thing that is no file."""
+    return _checked(path).read_bytes()
+
+
+def _checked(path: Path) -> Path:
+    try:
+        return readable(path)
+    except ValueError as error:
+        raise RunError(str(error)) from None
+
+
 def _append(path: Path, record: Record) -> None:
+    if os.path.lexists(path):
+        _checked(path)
     with path.open("a", encoding="utf-8", newline="\n") as file:
         file.write(json.dumps(record) + "\n")
 

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import shlex
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -102,6 +103,8 @@ def settings(given: list[str], named: dict[str, Any], config: type) -> dict[str,
             found[name] = json.loads(value)
         except json.JSONDecodeError:
             found[name] = value
+        except RecursionError:
+            raise ValueError(f"--set {name}: the value is nested too deeply") from None
     return found
 
 
@@ -120,11 +123,30 @@ def network(source: str, option: str = "--model") -> str | Callable[..., Any]:
     if spec is None or spec.loader is None:
         raise ValueError(f"{option} {source}: {path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with users_file(f"{option} {source}", path):
+        spec.loader.exec_module(module)
     make = getattr(module, attribute, None)
     if not callable(make):
         raise ValueError(f"{option} {source}: {path} has no class or function {attribute}")
     return cast("Callable[..., Any]", make)
+
+
+@contextlib.contextmanager
+def users_file(named: str, path: str) -> Iterator[None]:
+    """Run code of the user's file: ValueError, with the line, where it is no Python, ends the process, or refuses.
+
+    Other errors keep their traceback, which ends in that file.
+    """
+    try:
+        yield
+    except (SyntaxError, SystemExit, ValueError, OSError) as error:
+        places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+        if isinstance(error, SyntaxError):
+            places.append((error.filename or "", error.lineno))
+        lines = [line for file, line in places if line and Path(file).resolve() == Path(path).resolve()]
+        where = f"{path}, line {lines[-1]}" if lines else path
+        said = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise ValueError(f"{named}: {where}: {type(error).__name__}: {said}".rstrip(": ")) from None
 
 
 def located(source: str) -> dict[str, str]:
@@ -141,11 +163,13 @@ def digest(path: str | Path) -> str:
 
 
 def device(name: str) -> torch.device:
-    """The device of that name, tried out."""
+    """The device of that name, tried out; ValueError if there is none, or it is "meta", which computes nothing."""
     import torch
 
     try:
         wanted = torch.device(name)
+        if wanted.type == "meta":
+            raise RuntimeError("tensors there have no values")
         torch.empty(0, device=wanted)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts that it has it
         raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None

@@ -240,7 +240,10 @@ def _pretrain(
     else:
         stage = Run.create(run.path, folder.name, asked)
     if file.exists():
-        load_model(mixture, StackedEnsemble.load(file, mixture.member(0).cpu()).state_dict())
+        try:
+            load_model(mixture, StackedEnsemble.load(file, mixture.member(0).cpu()).state_dict())
+        except ValueError as error:
+            raise RunError(str(error)) from error
         return
     with stage:
         result = fit_mixture(

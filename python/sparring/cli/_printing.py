@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 from collections.abc import Callable, Collection, Sequence
 
 import typer
@@ -28,6 +31,31 @@ def notice(console: Console) -> Callable[[str], None]:
     return lambda text: line(console, f"[dark_orange]Note:[/] {data(text)}")
 
 
+class Tolerant:
+    """A context, to be entered again and again, in which output that cannot be written ends nothing.
+
+    The first error is kept as `error`; from then on what is printed goes nowhere.
+    """
+
+    def __init__(self) -> None:
+        self.error: OSError | None = None
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, SystemExit):  # rich's answer to a closed pipe
+            error = error.__context__
+        if not isinstance(error, OSError):
+            return False
+        self.error = self.error or error
+        with contextlib.suppress(OSError):  # there may be no file behind it
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
+        return True
+
+
 def error(problem: object) -> None:
     """What is wrong, in a line."""
     typer.secho(f"Error: {visible(reason(problem))}", fg="red", err=True)
@@ -36,7 +64,8 @@ def error(problem: object) -> None:
 def reason(problem: object) -> str:
     """An error in words."""
     if isinstance(problem, OSError) and problem.strerror:
-        return f"{problem.strerror}: {problem.filename}" if problem.filename else problem.strerror
+        name = problem.filename2 or problem.filename  # of what was to be renamed, the name it was to have
+        return f"{problem.strerror}: {name}" if name else problem.strerror
     return str(problem)
 
 

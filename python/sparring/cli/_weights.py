@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,7 @@ def make_network(
     source = common.network(arch, option)
     if isinstance(source, str):
         return build(source, input_shape, classes, generator=torch.Generator().manual_seed(seed) if seed else None)
-    with torch.random.fork_rng(devices=()):
+    with torch.random.fork_rng(devices=()), common.users_file(f"{option} {arch}", arch.rpartition(":")[0]):
         torch.default_generator.manual_seed(seed)
         made = _made(source, f"{option} {arch}", classes)
     if not isinstance(made, nn.Module):
@@ -66,7 +67,7 @@ def _made(make: Callable[..., Any], named: str, classes: int) -> Any:
 
 def _check_weights(weights: Path) -> None:
     """A safetensors file; for others a line on how to convert them."""
-    if not weights.is_file():
+    if not os.path.lexists(weights):
         raise ValueError(f"there is no file {weights}")
     if weights.suffix in PICKLES:
         convert = (
@@ -80,15 +81,10 @@ def _check_weights(weights: Path) -> None:
 
 
 def _shapes_in(weights: Path) -> dict[str, tuple[int, ...]]:
-    from safetensors import SafetensorError, safe_open
+    from sparring._loading import layout, safetensors_file
 
-    from sparring._loading import layout, readable
-
-    try:
-        with safe_open(readable(weights), "pt") as file:
-            return {name: shape for name, (_, shape) in layout(file).items()}
-    except SafetensorError as error:
-        raise ValueError(f"{weights} is no safetensors file: {error}") from None
+    with safetensors_file(weights, "weights") as file:
+        return {name: shape for name, (_, shape) in layout(file).items()}
 
 
 def _mismatch(

@@ -132,7 +132,7 @@ def audit(
     from sparring.report import audit as results
     from sparring.runs import Run, check_new
 
-    console = Console()
+    console, output = Console(), printing.Tolerant()
     with common.threads_restored():
         with ending.users_errors():
             if name is not None:
@@ -165,14 +165,25 @@ def audit(
             run = Run.create(runs_dir, name or "audit", config, numbered=name is None)
         with _until_results(run, console):
             images_of = f"{printing.data(arch)} on {len(test)} images of {printing.data(data)}"
-            printing.line(console, f"Run [bold]{printing.data(run.path)}[/bold]: {images_of}")
+            with output:
+                printing.line(console, f"Run [bold]{printing.data(run.path)}[/bold]: {images_of}")
             with ending.users_errors():
-                found = _evaluate(network, test.images, test.labels, wanted, console)
-            _print(found, console)
-            results.save(run, found, test.images)
+                found = _evaluate(network, test.images, test.labels, wanted, console, output)
+            try:
+                results.save(run, found, test.images)
+            except OSError as error:
+                raise OSError(f"the results cannot be written: {printing.reason(error)}") from error
+            finally:
+                with output:
+                    _print(found, console)
         with ending.drawing(run.path, console):
             page = _written(run)
-    printing.line(console, f"Report: {printing.data(page)}")
+    with output:
+        printing.line(console, f"Report: {printing.data(page)}")
+    if output.error is not None:
+        why = f"the output cannot be written: {printing.reason(output.error)}"
+        printing.error(f"{why}; the results are kept in {run.path}")
+        raise typer.Exit(1)
 
 
 @contextlib.contextmanager
@@ -193,8 +204,6 @@ def _until_results(run: Run, console: Console) -> Iterator[None]:
         what = f"{printing.data(run.path)} stays, without results" if run.path.exists() else "this one leaves no folder"
         printing.line(console, f"\nInterrupted; an audit cannot be resumed, and {what}.")
         raise typer.Exit(_signals.status(error)) from None
-    except OSError as error:
-        raise OSError(f"the results cannot be written: {printing.reason(error)}") from error
     finally:
         if results.exist(run.path):
             (run.path / ".lock").unlink(missing_ok=True)
@@ -224,19 +233,25 @@ def _remove(path: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def _evaluate(network: nn.Module, x: Any, y: Any, wanted: dict[str, Any], console: Console) -> Evaluation:
+def _evaluate(
+    network: nn.Module, x: Any, y: Any, wanted: dict[str, Any], console: Console, output: printing.Tolerant
+) -> Evaluation:
     import warnings
 
     from sparring.attacks import GradientMaskingWarning
     from sparring.evaluation import evaluate
     from sparring.report.audit import KEPT
 
+    def on_row(row: AttackRow) -> None:
+        with output:
+            _print_row(row, console)
+
     with common.progress_bar(console) as bar, warnings.catch_warnings():
         warnings.simplefilter("ignore", GradientMaskingWarning)  # they are printed below the table
         return evaluate(
             network, x, y, wanted["attacks"], eps=wanted["eps"], preprocessing=wanted["preprocessing"],
             worst_case=wanted["worst_case"], batch_size=wanted["batch_size"], seed=wanted["seed"], keep=KEPT,
-            on_progress=bar, on_row=lambda row: _print_row(row, console),
+            on_progress=bar, on_row=on_row,
         )  # fmt: skip
 
 

@@ -159,7 +159,7 @@ def _print(made: FoolingSet, p_min: float, s_max: int) -> None:
     for name, part in [*((str(c), made[made.targets == c]) for c in sorted({*made.targets.tolist()})), ("all", made)]:
         bins = [percent(count / max(1, len(part))) for count in part.bins().counts.tolist()]
         means = [f"{float(part.prob.double().mean()):.2f}", f"{float(part.sparsity.double().mean()):.1f}"]
-        lines.append([name, str(len(part)), percent(part.fooled), *means, *bins])
+        lines.append([name, str(len(part)), percent(part.fooled), *(means if len(part) else ("", "")), *bins])
     printing.table(console, head, lines, strong=[len(lines) - 1])
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -109,6 +110,7 @@ def lipschitz(
     import torch
 
     from sparring.lipschitz import layer_bounds
+    from sparring.networks import NETWORKS
 
     with ending.users_errors(), common.threads_restored():
         if out is not None and out.suffix not in (".csv", ".json"):
@@ -116,10 +118,14 @@ def lipschitz(
         if out is not None:
             common.check_out("--out", out, overwrite=True)
         torch.set_num_threads(threads or torch.get_num_threads())
-        if Path(model).is_file():
+        if Path(model).is_file() or (model not in NETWORKS and os.path.lexists(model)):
             if given := [name for name, value in (("--weights", weights), ("--data", data)) if value is not None]:
                 raise ValueError(f"{model} holds weights alone: leave out {', '.join(given)}, or name a network")
-            report = layer_bounds(_state_dict(Path(model)), tol=tol, certified=not estimate)
+            tensors = _state_dict(Path(model))
+            try:
+                report = layer_bounds(tensors, tol=tol, certified=not estimate)
+            except ValueError as error:
+                raise ValueError(f"{model}: {error}") from None
         else:
             shape = None if input_shape is None else options.image_shape(input_shape, "--input-shape")
             inputs, shape, classes = _inputs(model, data, data_dir, images, shape, classes)
@@ -167,14 +173,15 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
 
     import torch
 
-    from sparring._loading import safetensors_file
+    from sparring._loading import layout, readable, safetensors_file
 
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise ValueError(f"there is no file {path}")
+    readable(path)
     try:
         if path.suffix not in _weights.PICKLES:
             with safetensors_file(path, "weights") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+                return {name: file.get_tensor(name) for name in layout(file)}
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError):
         raise ValueError(f"{path} holds more than tensors, or is no file that torch saved") from None

@@ -17,7 +17,7 @@ from sparring import _files, figures
 from sparring._text import number, percent, plural
 from sparring.figures import Series, Theme
 from sparring.report.page import Picture, Section, Summary, Table, Tile, as_picture, load
-from sparring.runs import Run, RunError
+from sparring.runs import Run, RunError, content
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,7 +83,10 @@ class _Story:
 
     def __init__(self, run: Run) -> None:
         self.config = run.config
-        self.found = json.loads((run.path / RESULTS).read_text(encoding="utf-8"))
+        try:
+            self.found = json.loads(content(run.path / RESULTS))
+        except (ValueError, RecursionError) as error:
+            raise RunError(f"{run.path / RESULTS} is not valid JSON: {error}") from error
         self.tensors = load(run.path / "examples.safetensors")
         self.attacks: list[dict[str, Any]] = self.found["attacks"]
         self.cases: list[dict[str, Any]] = self.found["worst_case"]

@@ -15,7 +15,7 @@ import torch
 
 from sparring import _files, figures
 from sparring.figures import DARK, LIGHT, Theme
-from sparring.runs import RunError
+from sparring.runs import RunError, content
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -139,6 +139,6 @@ def load(path: Path) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
 
     try:
-        return _files.unpacked(path.read_bytes()) if path.exists() else {}
+        return _files.unpacked(content(path)) if path.exists() else {}
     except SafetensorError as error:
         raise RunError(f"{path} is damaged: {error}") from error
