@@ -50,7 +50,8 @@ def _said_of(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = str(path)
+        if error.errno is not None:  # else it has a text of its own
+            error.filename = str(path)
         raise
 
 
