@@ -30,6 +30,9 @@ class Join:
     join: Callable[[Sequence[float]], float]
     method: str
 
+    def __post_init__(self) -> None:
+        assert all(factor >= 0 for _, factor in self.parts), "a factor is negative or NaN"
+
 
 class Size(NamedTuple):
     """What shape a result may have: see the constants below. `last`: of how many dimensions the rule takes care."""
