@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -362,3 +364,47 @@ def test_no_attack_within_a_radius_on_mnist(shared: Path) -> None:
     local = certified_radius(model, x, y, report=report, local=True)
     assert float(local.mean()) > 1.08 * float(plain[:60].mean())
     withstands(model, x, y, local)
+
+
+class Drawing(nn.Module):
+    """A linear layer of what a function makes of the input."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.function = nn.Linear(4, 3), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.layer(self.function(x)))
+
+
+DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "dropout": lambda x: F.dropout(x, 0.1),
+    "dropout of nearly nothing": lambda x: F.dropout(x, 1e-6),
+    "noise": lambda x: x + torch.randn(4).to(x),
+    "noise of Python": lambda x: x + random.random(),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_networks_that_draw_have_no_class(name: str) -> None:
+    model, x = Drawing(DRAWS[name]).eval(), torch.rand(5, 4)
+    before = torch.get_rng_state()
+    for report in (None, layer_bounds(model, 4)):
+        with pytest.raises(ValueError, match=r"draws random numbers|no Lipschitz bound"):
+            certified_radius(model, x, report=report)
+    assert torch.equal(before, torch.get_rng_state())
+    assert len(certified_radius(Drawing(lambda x: F.dropout(x, 0.1, False)).eval(), x)) == 5
+
+
+def test_networks_that_give_no_logits() -> None:
+    with pytest.raises(TypeError, match=r"model must return logits \(B, K\), a tensor; got tuple"):
+        certified_radius(Pair().eval(), torch.rand(5, 4))
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.layer(x), x

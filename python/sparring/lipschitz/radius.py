@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from sparring.attacks._model import device_and_dtype
 from sparring.lipschitz import rounding
-from sparring.lipschitz.ambient import callers_device, generators_kept, plain_arithmetic
+from sparring.lipschitz.ambient import callers_device, generators_kept, plain_arithmetic, states
 from sparring.lipschitz.local import DenseRelu, check_examples
 from sparring.lipschitz.network import layer_bounds
 from sparring.lipschitz.report import WEIGHTS_ALONE, LipschitzReport
-from sparring.lipschitz.wide import copied, in_float64
+from sparring.lipschitz.wide import copied, identical, in_float64
 
 _CHORDS, _LESS = 3, 0.02
 _BATCH = 256
+_ALONE = 1e-9  # of the largest logit: what float64 may round otherwise in a batch
 
 
 @plain_arithmetic()
@@ -156,14 +157,32 @@ def _logits(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """In float64, and what is to be taken from margins for rounding."""
     wide, own = in_float64(model, x.shape[1:], "certified_radius"), copied(model)
     with torch.no_grad(), generators_kept(), callers_device():
-        parts = torch.split(x.detach(), _BATCH)
-        exact = torch.cat([wide(some.to(torch.float64, copy=True)) for some in parts])
-        seen = torch.cat([own(some.clone()) for some in parts])
-    if exact.ndim != 2 or exact.shape[1] < 2:
-        raise ValueError(f"model must return logits (B, K) of at least two classes, but gave {tuple(exact.shape)}")
+        parts, before = torch.split(x.detach(), _BATCH), states()
+        exact = torch.cat([_called(wide, some.to(torch.float64, copy=True)) for some in parts])
+        seen = torch.cat([_called(own, some.clone()) for some in parts])
+        again = _called(wide, parts[0].to(torch.float64, copy=True))
+        if states() != before or not identical(again, exact[: len(again)]):
+            raise ValueError("model's forward draws random numbers, or changes from call to call: its class is not one")
+        rows = sorted({0, len(again) // 2, len(again) - 1}) if len(again) else []
+        alone = [_called(wide, x.detach()[row : row + 1].to(torch.float64, copy=True)) for row in rows]
     kind = torch.finfo(seen.dtype)
     units = kind.eps * exact.abs().amax(1) + kind.tiny
-    return exact, 16 * ((seen.double() - exact).abs().amax(1) + units)
+    allowance = 16 * ((seen.double() - exact).abs().amax(1) + units)
+    for row, by_itself in zip(rows, alone, strict=True):
+        if float((by_itself[0] - exact[row]).abs().max()) > _ALONE * float(exact[row].abs().max()) + allowance[row]:
+            raise ValueError(f"model gives an example another result in a batch of {len(again)} than by itself")
+    return exact, allowance
+
+
+def _called(model: nn.Module, x: Tensor) -> Tensor:
+    logits = model(x)
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"model must return logits (B, K), a tensor; got {type(logits).__name__}")
+    if logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
+        raise ValueError(
+            f"model must return logits (B, K) of at least two classes, but gave {tuple(logits.shape)} for {len(x)} rows"
+        )
+    return logits
 
 
 def _checked(y: Tensor, x: Tensor, classes: int) -> Tensor:

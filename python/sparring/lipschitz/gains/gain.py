@@ -102,7 +102,7 @@ def root(count: float) -> float:
 
 def product(a: float, b: float) -> float:
     """``a * b`` rounded up; inf if a factor is, even if the other is 0."""
-    assert a >= 0 and b >= 0, "a factor is negative or NaN"
+    assert min(a, b) >= 0, "a factor is negative"
     if math.isinf(a) or math.isinf(b):
         return math.inf
     if a in (0, 1) or b in (0, 1):
