@@ -408,3 +408,43 @@ class Pair(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.layer(x), x
+
+
+def test_reports_of_another_size_are_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    report = layer_bounds(model, (1, 2, 2))
+    assert report.input_shape == (1, 2, 2)
+    with pytest.raises(ValueError, match=r"inputs of shape \(1, 2, 2\), but those of x have \(1, 16, 16\)"):
+        certified_radius(model, torch.rand(2, 1, 16, 16), report=report)
+    assert len(certified_radius(model, torch.rand(2, 1, 2, 2), report=report)) == 2
+    not_one: Any = 5
+    with pytest.raises(TypeError, match="report must be what layer_bounds returns"):
+        certified_radius(model, torch.rand(2, 1, 2, 2), report=not_one)
+
+
+@pytest.mark.parametrize("function", [lambda x: 3 * x, lambda x: torch.cat([x, x], 1), lambda x: x + x])
+def test_the_jump_of_softplus_is_taken_off(function: Callable[[Tensor], Tensor]) -> None:
+    """The class changes where softplus jumps to x itself, by e^-20 / beta."""
+    beta, jump = 1e-6, math.log1p(math.exp(-20)) / 1e-6
+    threshold = 20 / beta
+    model = nn.Sequential(nn.Linear(1, 1), nn.Softplus(beta), Drawing(function), nn.Linear(3, 2)).double().eval()
+    width = function(torch.ones(1, 1)).shape[1]
+    model[2].layer = nn.Linear(width, 3).double()
+    with torch.no_grad():
+        for layer in (model[0], model[2].layer, model[3]):
+            layer.weight.fill_(0)
+            layer.bias.fill_(0)
+        model[0].weight.fill_(1)
+        model[0].bias.fill_(threshold)
+        model[2].layer.weight[0] = 1
+        model[3].weight[0, 0] = 1
+        before = model[2](model[1](torch.full((1, 1), threshold, dtype=torch.float64)))[0, 0]
+        after = model[2](torch.full((1, 1), threshold, dtype=torch.float64) * (1 + 2**-52))[0, 0]
+        model[3].bias[1] = (before + after) / 2
+    report = layer_bounds(model.eval(), 1)
+    assert report.jumps >= jump
+    x = torch.tensor([[-jump / 100]], dtype=torch.float64)
+    moved = torch.tensor([[1e-8]], dtype=torch.float64)
+    assert int(model(x).argmax()) != int(model(moved).argmax())
+    assert float(certified_radius(model, x)) <= jump / 100
+    assert layer_bounds(nn.Sequential(nn.Linear(1, 1), nn.Tanh()), 1).jumps == 0

@@ -17,7 +17,7 @@ from sparring.gradients.plan import obstacles
 from sparring.lipschitz import layers
 from sparring.lipschitz.ambient import callers_device, generators_kept, quietly, seed
 from sparring.lipschitz.batches import batch_obstacle, mixing
-from sparring.lipschitz.gains.gain import Call, Gain, Refused, exactly, length, product, total
+from sparring.lipschitz.gains.gain import Call, Gain, Refused, exactly, length, product, root, total
 from sparring.lipschitz.gains.normalisation import channel_scale
 from sparring.lipschitz.gains.rule import Branch, Join, Rule, axes_of
 from sparring.lipschitz.gains.table import TABLE
@@ -137,6 +137,18 @@ class Graph:
                 bound = min(bound, product(constant, found[start]))
             found[node] = bound
         return found
+
+    def jumps(self) -> float:
+        """How far results may be from those of the function without the jumps of `Slopes.jump`, in the norm."""
+        found: dict[fx.Node, float] = {}
+        for node, step in self.steps.items():
+            if step.join is None:
+                return math.inf
+            found[node] = step.join.join([product(gain, found.get(b.source, 0.0)) for b, gain in step.join.parts])
+            jump = step.gain.slopes.jump if step.gain is not None and step.gain.slopes is not None else 0.0
+            if jump:
+                found[node] = total([found[node], product(jump, root(self._values[node].numel()))])
+        return found[cast(fx.Node, self.output)]
 
     # --- Values -----------------------------------------------------------------------------------------------------
 

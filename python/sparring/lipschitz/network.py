@@ -93,9 +93,14 @@ def layer_bounds(
             weights = _of_weights(model.state_dict(), tol, certified).layers
         except ValueError:
             weights = ()
-        return LipschitzReport(weights, math.inf, math.inf, _PRODUCT, certified, refused, lower, note=note)
+        return LipschitzReport(
+            weights, math.inf, math.inf, _PRODUCT, certified, refused, lower, note=note, input_shape=shape
+        )
     whole = math.inf if refused else graph.bounds()[graph.output]
-    report = LipschitzReport(_layers(graph), whole, whole, _PRODUCT, certified, refused, lower, note=note)
+    report = LipschitzReport(
+        _layers(graph), whole, whole, _PRODUCT, certified, refused, lower, note=note, input_shape=shape,
+        jumps=graph.jumps(),
+    )  # fmt: skip
     if refused:
         return report
     if chains:

@@ -65,7 +65,9 @@ def certified_radius(
     as it is by itself, without an autocast around the call. A network in float32
     computes something slightly different. So from each margin is taken 16 times the largest difference between the
     example's logits as the model computes them and in float64, and 16 units in the last place of its largest logit.
-    That is an allowance from what was seen at the example, not a proof for the whole ball.
+    That is an allowance from what was seen at the example, not a proof for the whole ball. Also taken off is what
+    torch's softplus, which jumps at its threshold, may change: a difference of two logits by ``sqrt(2) report.jumps``
+    at the example, and by as much within the ball.
     """
     check_examples(x)
     if any(module.training for module in model.modules()):
@@ -74,7 +76,7 @@ def certified_radius(
     if x.dtype is not dtype:
         raise ValueError(f"x must have the dtype of the model's parameters, {dtype}; got {x.dtype}")
     report = layer_bounds(model, x.shape[1:]) if report is None else report
-    _check_report(report)
+    _check_report(report, x.shape[1:])
     if not math.isfinite(report.upper):
         refused = "; ".join(f"{name}: {reason}" for name, reason in report.refused)
         raise ValueError(f"the network has no Lipschitz bound: {refused or 'it is beyond the numbers of float64'}")
@@ -82,18 +84,22 @@ def certified_radius(
     if report.head is not None and len(report.head) != logits.shape[1]:
         raise ValueError(f"report is of a model with {len(report.head)} logits, but this one has {logits.shape[1]}")
     classes = logits.argmax(1) if y is None else _checked(y, x, logits.shape[1])
-    margins = logits.gather(1, classes[:, None]) - logits - allowance[:, None]
+    margins = logits.gather(1, classes[:, None]) - logits - (allowance + 4 * report.jumps)[:, None]
     margins.scatter_(1, classes[:, None], math.inf)
     apart = _apart(report.head, classes) if report.head is not None else None
     radius = _radius(margins, apart, report.features, report.upper)
     return _local(model, x, margins, apart, radius) if local else radius
 
 
-def _check_report(report: LipschitzReport) -> None:
+def _check_report(report: LipschitzReport, shape: torch.Size) -> None:
+    if not isinstance(report, LipschitzReport):
+        raise TypeError(f"report must be what layer_bounds returns, not {type(report).__name__}")
     if not report.certified:
         raise ValueError("report holds estimates, which prove nothing: make it with layer_bounds(..., certified=True)")
     if report.note == WEIGHTS_ALONE:
         raise ValueError("report is of weights alone, not of a network: give layer_bounds the model")
+    if report.input_shape != shape:
+        raise ValueError(f"report is for inputs of shape {report.input_shape}, but those of x have {tuple(shape)}")
 
 
 def _radius(margins: Tensor, apart: Tensor | None, features: float | Tensor | None, whole: float | Tensor) -> Tensor:
