@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from sparring.attacks._model import device_and_dtype
-from sparring.lipschitz import rounding
+from sparring.lipschitz import given, rounding
 from sparring.lipschitz.ambient import callers_device, generators_kept, plain_arithmetic, states
 from sparring.lipschitz.local import DenseRelu, check_examples
 from sparring.lipschitz.network import layer_bounds
 from sparring.lipschitz.report import WEIGHTS_ALONE, LipschitzReport
 from sparring.lipschitz.wide import copied, identical, in_float64
+from sparring.losses import INTEGERS
 
 _CHORDS, _LESS = 3, 0.02
 _BATCH = 256
@@ -69,6 +70,7 @@ def certified_radius(
     torch's softplus, which jumps at its threshold, may change: a difference of two logits by ``sqrt(2) report.jumps``
     at the example, and by as much within the ball.
     """
+    given.network(model)
     check_examples(x)
     if any(module.training for module in model.modules()):
         raise ValueError("model must be in eval mode")
@@ -141,18 +143,18 @@ def _local(model: nn.Module, x: Tensor, margins: Tensor, apart: Tensor | None, r
     """Larger radii, for which the bounds in that ball give at least as much."""
     network = DenseRelu(model, x.shape[1:])
 
-    def given(radii: Tensor) -> Tensor:
+    def found_in(radii: Tensor) -> Tensor:
         features, whole = network.bounds(x, radii)
         return _radius(margins, apart, features, whole)
 
     # What is given falls as the ball grows. Where it meets the radius is found by chords, each time a little less.
-    low, given_low = radius, torch.maximum(given(radius), radius)
-    high, given_high = given_low, given(given_low)
+    low, given_low = radius, torch.maximum(found_in(radius), radius)
+    high, given_high = given_low, found_in(given_low)
     for _ in range(_CHORDS):
         above, below = given_low - low, high - given_high
         share = (above / (above + below)).nan_to_num(nan=0.0).clamp(0, 1)
         tried = low + (high - low) * share * (1 - _LESS)
-        found = given(tried)
+        found = found_in(tried)
         held = found >= tried
         low, given_low = torch.where(held, tried, low), torch.where(held, found, given_low)
         high, given_high = torch.where(held, high, tried), torch.where(held, given_high, found)
@@ -192,8 +194,10 @@ def _called(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def _checked(y: Tensor, x: Tensor, classes: int) -> Tensor:
-    if not isinstance(y, Tensor) or y.is_floating_point() or y.dtype is torch.bool:
-        raise TypeError("y must be a tensor of integers (B,)")
+    if not isinstance(y, Tensor) or y.dtype not in INTEGERS:
+        got = y.dtype if isinstance(y, Tensor) else type(y).__name__
+        raise TypeError(f"y must be a tensor of integers (B,), of at most 63 bits; got {got}")
+    given.readable(y, "y")
     if y.shape != x.shape[:1]:
         raise ValueError(f"y must have shape ({len(x)},), one class for each example; got {tuple(y.shape)}")
     if len(y) and (int(y.min()) < 0 or int(y.max()) >= classes):
