@@ -448,3 +448,33 @@ def test_the_jump_of_softplus_is_taken_off(function: Callable[[Tensor], Tensor])
     assert int(model(x).argmax()) != int(model(moved).argmax())
     assert float(certified_radius(model, x)) <= jump / 100
     assert layer_bounds(nn.Sequential(nn.Linear(1, 1), nn.Tanh()), 1).jumps == 0
+
+
+class Alternating(nn.Module):
+    """Adds what a counter of its own says, which is no generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.calls = nn.Linear(4, 3), [0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls[0] += 1
+        return cast(Tensor, self.layer(x)) * (1 + self.calls[0] % 2)
+
+
+def test_networks_that_change_from_call_to_call_have_no_class() -> None:
+    model, report = Alternating().eval(), layer_bounds(nn.Linear(4, 3), 4)
+    with pytest.raises(ValueError, match="changes from call to call"):
+        certified_radius(model, torch.rand(5, 4), report=report)
+
+
+def test_no_examples_at_all() -> None:
+    assert certified_radius(nn.Linear(4, 3).eval(), torch.rand(0, 4)).shape == (0,)
+
+
+def test_networks_that_look_at_how_many_there_are_are_refused_with_any_report() -> None:
+    model = Drawing(lambda x: x * (1 + x.shape[0] // 8)).eval()
+    with pytest.raises(ValueError, match="another result in a batch of 8 than by itself"):
+        certified_radius(model, torch.rand(8, 4), report=layer_bounds(nn.Linear(4, 3), 4))
+    with pytest.raises(ValueError, match="computes with the size of the batch"):
+        certified_radius(model, torch.rand(2, 4))
