@@ -77,6 +77,49 @@ APART: dict[str, Callable[[Any], Any]] = {
 }
 
 
+SIZED: dict[str, Callable[[Any], Any]] = {
+    "number": lambda x: x * (1 + x.shape[0] // 8),
+    "never reached": lambda x: x * (1 + x.size(0) // 10**6),
+    "all numbers": lambda x: x * (1 + x.numel() // 10**6),
+    "number of dimensions folded": lambda x: x * (1 + x.reshape(-1, 4).shape[0] // 10**6),
+    "what is beyond some": lambda x: x * (1 + x[8:].shape[0]),
+    "comparison": lambda x: x * (1 + (x.shape[0] > 10**6)),
+    "divided": lambda x: x / (1 + x.shape[0] // 10**6),
+    "added": lambda x: torch.add(x, x, alpha=1 + x.shape[0] // 10**6),
+    "slope": lambda x: F.leaky_relu(x, 1 + x.shape[0] // 10**6),
+    "filled": lambda x: x * x.new_full((x.shape[0], 1, 1), 1 + x.shape[0] // 10**6),
+    "repeated": lambda x: x.repeat(1, 1 + x.shape[0] // 8, 1),
+    "sum of ones": lambda x: x * (1 + x.new_ones((x.shape[0],)).sum() / 1e6),
+    "numbered": lambda x: x * x.new_ones((x.shape[0], 1, 1)).cumsum(0),
+}
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_arithmetic_with_the_size_of_the_batch_is_refused(name: str) -> None:
+    report = layer_bounds(Calls(SIZED[name]), (3, 4))
+    assert report.refused
+    assert report.upper == math.inf
+
+
+SHAPED: dict[str, Callable[[Any], Any]] = {
+    "size of the example": lambda x: x * x.shape[1] ** -0.5 + x.size(-1),
+    "token": lambda x: torch.cat([x, torch.ones(1, 1, 4, dtype=x.dtype).expand(x.shape[0], -1, -1)], 1),
+    "zeros": lambda x: torch.cat([x, x.new_zeros((x.shape[0], 2, 4))], 1),
+    "filled": lambda x: x + x.new_full((x.shape[0], 3, 1), 2.0) + torch.zeros_like(x),
+    "flattened by its number": lambda x: x.view(x.shape[0], x.numel() // x.shape[0]),
+    "flattened by its sizes": lambda x: x.reshape(x.size(0), x.size(1) * x.size(2)),
+    "constants of its dtype": lambda x: x + x.new_zeros((1, 4)) + x.new_tensor([2.0]),
+    "its own shape": lambda x: x.reshape(-1, x.shape[2]).relu().reshape(x.shape),
+}
+
+
+@pytest.mark.parametrize("name", SHAPED)
+def test_shapes_may_grow_with_the_batch(name: str) -> None:
+    report = layer_bounds(Calls(SHAPED[name]), (3, 4))
+    assert report.refused == ()
+    assert report.upper < math.inf
+
+
 @pytest.mark.parametrize("name", APART)
 def test_what_keeps_examples_apart_is_bounded(name: str) -> None:
     report = layer_bounds(Calls(APART[name]), (3, 4))

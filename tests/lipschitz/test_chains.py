@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparring import networks
 from sparring.lipschitz.chains import Blocks, chain_bound
@@ -195,3 +195,21 @@ def test_bad_arguments_are_named() -> None:
         chain_bound([one, two], [-1.0])
     with pytest.raises(ValueError, match="error must be 2 small numbers"):
         chain_bound([one, two], error=[0.5, 0.0])
+
+
+@pytest.mark.parametrize("exponent", [-1000, -530, -60, 60, 530, 1000])
+def test_slopes_at_any_scale(exponent: int) -> None:
+    """A slope of [0, 2^e] is one of [0, 1] and a factor."""
+    weights = random_weights(0, (4, 5, 5, 3))
+    plain = chain_bound(weights)
+    assert chain_bound(weights, [2.0**exponent, 1.0]) == math.ldexp(plain, exponent)
+    assert chain_bound(weights, [2.0**exponent, 2.0**-exponent]) == plain
+
+
+def test_steep_activations_between_dense_layers() -> None:
+    for slope in (1e160, 1e300):
+        model = nn.Sequential(nn.Linear(4, 4), nn.LeakyReLU(slope), nn.Linear(4, 3)).double()
+        report = layer_bounds(model, 4)
+        assert slope * 1e-3 < report.upper < math.inf
+    model = nn.Sequential(nn.Linear(4, 4), nn.LeakyReLU(1e160), nn.LeakyReLU(1e160), nn.Linear(4, 3)).double()
+    assert layer_bounds(model, 4).upper == math.inf

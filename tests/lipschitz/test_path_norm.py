@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 
 import pytest
 import torch
@@ -103,3 +104,25 @@ def test_what_it_knows_nothing_of_is_named() -> None:
         path_norm(sp.networks.ResNet18((1, 4, 4), 2, 4), (1, 4, 4))
     with pytest.raises(ValueError, match="no chain: its linear layer 1 is given 3 dimensions, not 1"):
         path_norm(nn.Sequential(nn.Conv2d(1, 1, 1), nn.Linear(2, 2)), (1, 2, 2))
+
+
+@pytest.mark.parametrize("scales", [(1e-12, 1e12, 1.0), (1e-12, 1e-12, 1e20), (1e20, 1e-30, 1e8), (1e-25, 1e25, 1.0)])
+def test_weights_of_any_size_in_float32(scales: tuple[float, ...]) -> None:
+    """As in float64, derivatives too."""
+    draws = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 2))
+    layers = [layer for layer in model if isinstance(layer, nn.Linear)]
+    with torch.no_grad():
+        for layer, scale in zip(layers, scales, strict=True):
+            layer.weight.copy_(torch.randn(layer.weight.shape, generator=draws) * scale)
+    found = path_norm(model)
+    squares = torch.ones(4, dtype=torch.float64)
+    wide = [layer.weight.detach().double().requires_grad_() for layer in layers]
+    for weight in wide:
+        squares = weight.square() @ squares
+    exact = squares.sum().sqrt()
+    assert math.isclose(float(found.detach()), float(exact.detach()), rel_tol=1e-5)
+    of_weights = torch.autograd.grad(found, [layer.weight for layer in layers])
+    for grad, expected in zip(of_weights, torch.autograd.grad(exact, wide), strict=True):
+        if float(expected.abs().max()) < 1e38:
+            torch.testing.assert_close(grad.double(), expected, rtol=1e-4, atol=float(expected.abs().max()) * 1e-5)

@@ -304,3 +304,21 @@ def test_bad_models() -> None:
     assert torch.equal(term(nn.Sequential(models[0])), penalty(models[0])())
     with pytest.raises(ValueError, match="model is not the one that this penalty was made for"):
         term(models[1])
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-25, 1e-18, 1e18, 1e25, 1e30])
+@pytest.mark.parametrize("conv", [False, True])
+def test_weights_of_any_size_in_float32(scale: float, conv: bool) -> None:
+    """The norm of a scaled layer is that of the layer, scaled, and the derivative the same."""
+    found = []
+    for factor in (1.0, scale):
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(0)
+            layer = nn.Conv2d(2, 3, 3) if conv else nn.Linear(6, 5)
+        with torch.no_grad():
+            layer.weight *= factor
+        term = penalty(layer, (2, 8, 8) if conv else (6,), kind="product", iterations=20)()
+        (grad,) = torch.autograd.grad(term, layer.weight)
+        found.append((float(term.detach()) / factor, grad))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-3, atol=1e-4)

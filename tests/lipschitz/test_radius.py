@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -362,3 +364,117 @@ def test_no_attack_within_a_radius_on_mnist(shared: Path) -> None:
     local = certified_radius(model, x, y, report=report, local=True)
     assert float(local.mean()) > 1.08 * float(plain[:60].mean())
     withstands(model, x, y, local)
+
+
+class Drawing(nn.Module):
+    """A linear layer of what a function makes of the input."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.function = nn.Linear(4, 3), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.layer(self.function(x)))
+
+
+DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "dropout": lambda x: F.dropout(x, 0.1),
+    "dropout of nearly nothing": lambda x: F.dropout(x, 1e-6),
+    "noise": lambda x: x + torch.randn(4).to(x),
+    "noise of Python": lambda x: x + random.random(),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_networks_that_draw_have_no_class(name: str) -> None:
+    model, x = Drawing(DRAWS[name]).eval(), torch.rand(5, 4)
+    before = torch.get_rng_state()
+    for report in (None, layer_bounds(model, 4)):
+        with pytest.raises(ValueError, match=r"draws random numbers|no Lipschitz bound"):
+            certified_radius(model, x, report=report)
+    assert torch.equal(before, torch.get_rng_state())
+    assert len(certified_radius(Drawing(lambda x: F.dropout(x, 0.1, False)).eval(), x)) == 5
+
+
+def test_networks_that_give_no_logits() -> None:
+    with pytest.raises(TypeError, match=r"model must return logits \(B, K\), a tensor; got tuple"):
+        certified_radius(Pair().eval(), torch.rand(5, 4))
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.layer(x), x
+
+
+def test_reports_of_another_size_are_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    report = layer_bounds(model, (1, 2, 2))
+    assert report.input_shape == (1, 2, 2)
+    with pytest.raises(ValueError, match=r"inputs of shape \(1, 2, 2\), but those of x have \(1, 16, 16\)"):
+        certified_radius(model, torch.rand(2, 1, 16, 16), report=report)
+    assert len(certified_radius(model, torch.rand(2, 1, 2, 2), report=report)) == 2
+    not_one: Any = 5
+    with pytest.raises(TypeError, match="report must be what layer_bounds returns"):
+        certified_radius(model, torch.rand(2, 1, 2, 2), report=not_one)
+
+
+@pytest.mark.parametrize("function", [lambda x: 3 * x, lambda x: torch.cat([x, x], 1), lambda x: x + x])
+def test_the_jump_of_softplus_is_taken_off(function: Callable[[Tensor], Tensor]) -> None:
+    """The class changes where softplus jumps to x itself, by e^-20 / beta."""
+    beta, jump = 1e-6, math.log1p(math.exp(-20)) / 1e-6
+    threshold = 20 / beta
+    model = nn.Sequential(nn.Linear(1, 1), nn.Softplus(beta), Drawing(function), nn.Linear(3, 2)).double().eval()
+    width = function(torch.ones(1, 1)).shape[1]
+    model[2].layer = nn.Linear(width, 3).double()
+    with torch.no_grad():
+        for layer in (model[0], model[2].layer, model[3]):
+            layer.weight.fill_(0)
+            layer.bias.fill_(0)
+        model[0].weight.fill_(1)
+        model[0].bias.fill_(threshold)
+        model[2].layer.weight[0] = 1
+        model[3].weight[0, 0] = 1
+        before = model[2](model[1](torch.full((1, 1), threshold, dtype=torch.float64)))[0, 0]
+        after = model[2](torch.full((1, 1), threshold, dtype=torch.float64) * (1 + 2**-52))[0, 0]
+        model[3].bias[1] = (before + after) / 2
+    report = layer_bounds(model.eval(), 1)
+    assert report.jumps >= jump
+    x = torch.tensor([[-jump / 100]], dtype=torch.float64)
+    moved = torch.tensor([[1e-8]], dtype=torch.float64)
+    assert int(model(x).argmax()) != int(model(moved).argmax())
+    assert float(certified_radius(model, x)) <= jump / 100
+    assert layer_bounds(nn.Sequential(nn.Linear(1, 1), nn.Tanh()), 1).jumps == 0
+
+
+class Alternating(nn.Module):
+    """Adds what a counter of its own says, which is no generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.calls = nn.Linear(4, 3), [0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls[0] += 1
+        return cast(Tensor, self.layer(x)) * (1 + self.calls[0] % 2)
+
+
+def test_networks_that_change_from_call_to_call_have_no_class() -> None:
+    model, report = Alternating().eval(), layer_bounds(nn.Linear(4, 3), 4)
+    with pytest.raises(ValueError, match="changes from call to call"):
+        certified_radius(model, torch.rand(5, 4), report=report)
+
+
+def test_no_examples_at_all() -> None:
+    assert certified_radius(nn.Linear(4, 3).eval(), torch.rand(0, 4)).shape == (0,)
+
+
+def test_networks_that_look_at_how_many_there_are_are_refused_with_any_report() -> None:
+    model = Drawing(lambda x: x * (1 + x.shape[0] // 8)).eval()
+    with pytest.raises(ValueError, match="another result in a batch of 8 than by itself"):
+        certified_radius(model, torch.rand(8, 4), report=layer_bounds(nn.Linear(4, 3), 4))
+    with pytest.raises(ValueError, match="computes with the size of the batch"):
+        certified_radius(model, torch.rand(2, 4))

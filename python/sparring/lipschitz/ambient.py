@@ -53,6 +53,15 @@ def generators_kept() -> Iterator[None]:
         np.random.set_state(numpy)  # noqa: NPY002
 
 
+def states() -> list[object]:
+    """Of the global generators, torch's on every device in use, Python's and NumPy's: equal until somebody draws."""
+    found: list[object] = [random.getstate(), torch.default_generator.get_state().tolist()]
+    found += [part.tolist() if isinstance(part, np.ndarray) else part for part in np.random.get_state()]  # noqa: NPY002
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        found += [state.tolist() for state in torch.cuda.get_rng_state_all()]
+    return found
+
+
 def seed(number: int) -> None:
     """Of torch's global generators, on every device in use; a hundred times as quick as `torch.manual_seed`."""
     torch.default_generator.manual_seed(number)

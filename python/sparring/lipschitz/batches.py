@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,14 @@ from sparring.lipschitz.trees import tensors_in
 from sparring.lipschitz.wide import first_line, identical
 
 _ROWS = 3
+_MANY, _NUMBERS = 257, 2**18  # rows of a batch to see which sizes grow with it, unless it has more numbers than this
+
+_SIZED = (
+    "view", "reshape", "unflatten", "expand", "broadcast_to", "repeat", "tile", "view_as", "reshape_as", "expand_as",
+    "zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_like", "shape",
+    "size",
+)  # fmt: skip
+"""What may take a size that grows with the batch: the numbers in the result are others for no other size."""
 
 
 @dataclass
@@ -72,6 +80,96 @@ def _grown(alone: torch.Size, together: torch.Size) -> set[int]:
     if len(alone) != len(together):
         return {*range(len(alone))}
     return {d for d, (n, m) in enumerate(zip(alone, together, strict=True)) if n != m}
+
+
+def by_its_size(
+    nodes: Iterable[fx.Node],
+    moving: Collection[fx.Node],
+    alone: Mapping[fx.Node, Any],
+    values: Callable[[Tensor], Iterable[tuple[fx.Node, Any]]],
+    x: Tensor,
+) -> dict[fx.Node, str]:
+    """Nodes that use how many examples there are for anything but shapes, and why that will not do.
+
+    Whatever is computed of a size that grows with the batch counts, as ``x.shape[0] // 1000`` is the same for batches
+    that can be tried.
+
+    Parameters
+    ----------
+    nodes, moving
+        Of the graph, in order; and those that depend on the input's numbers.
+    alone
+        Their values for one example.
+    values, x
+        As in `mixing`.
+    """
+    nodes = [*nodes]
+    if all(node in moving or not any(n in moving for n in node.all_input_nodes) for node in nodes):
+        return {}  # no shape is read
+    rows = max(_ROWS, min(_MANY, _NUMBERS // max(1, x.numel())))
+    many = dict(values(x.expand(rows, *x.shape[1:]).clone()))
+    found: dict[fx.Node, str] = {}
+    counts: set[fx.Node] = set()  # what follows from the number of examples, and
+    shaped: set[fx.Node] = set()  # tensors of which only the shape does
+    for node in nodes:
+        of_counts = [n for n in node.all_input_nodes if n in counts]
+        if node.op == "output" or node not in many:
+            continue
+        if node in moving:
+            sizes = zip(tensors_in(alone[node]), tensors_in(many[node]), strict=False)
+            if of_counts and not _takes_a_size(node, counts):
+                found[node] = "computes with the size of the batch"
+            elif node.op != "placeholder" and any(a.numel() * rows != b.numel() for a, b in sizes):
+                found[node] = "gives a size that does not grow as the batch"
+        elif [*tensors_in(alone[node])]:
+            of_shaped = any(n in moving or n in shaped for n in node.all_input_nodes)
+            if not of_counts and not any(n in shaped for n in node.all_input_nodes) and _same(alone, many, node):
+                continue
+            if (of_counts and not _takes_a_size(node, counts)) or (of_shaped and not _only_grows(alone, many, node)):
+                counts.add(node)
+            elif of_counts or of_shaped:
+                shaped.add(node)
+        elif any(n in moving or n in shaped for n in node.all_input_nodes) or _is_entry(node, of_counts):
+            counts |= {node} if _differ(alone[node], many[node]) else set()
+        elif of_counts:
+            counts.add(node)
+    return found
+
+
+def _name(node: fx.Node) -> str:
+    target = node.args[1] if node.target is getattr else node.target
+    return target if isinstance(target, str) else getattr(target, "__name__", "")
+
+
+def _is_entry(node: fx.Node, counts: Collection[fx.Node]) -> bool:
+    """Whether a node takes one of several sizes, by a constant index."""
+    return _name(node) == "getitem" and [*counts] == [node.args[0]]
+
+
+def _takes_a_size(node: fx.Node, counts: Collection[fx.Node]) -> bool:
+    fill = node.kwargs.get("fill_value", node.args[-1] if node.args else None) if "full" in _name(node) else None
+    return node.op != "call_module" and _name(node) in _SIZED and fill not in counts
+
+
+def _same(alone: Mapping[fx.Node, Any], many: Mapping[fx.Node, Any], node: fx.Node) -> bool:
+    return all(map(identical, tensors_in(alone[node]), tensors_in(many[node])))
+
+
+def _only_grows(alone: Mapping[fx.Node, Any], many: Mapping[fx.Node, Any], node: fx.Node) -> bool:
+    """Whether tensors have the same numbers, each as many times as there are more examples."""
+    pairs = zip(tensors_in(alone[node]), tensors_in(many[node]), strict=True)
+    return all(one.numel() < all_.numel() and torch.equal(_numbers(one), _numbers(all_)) for one, all_ in pairs)
+
+
+def _numbers(tensor: Tensor) -> Tensor:
+    return torch.unique(tensor)  # type: ignore[no-any-return]
+
+
+def _differ(one: Any, other: Any) -> bool:
+    try:
+        return bool(one != other)
+    except Exception:
+        return True
 
 
 def batch_obstacle(model: Callable[[Tensor], Any], x: Tensor) -> str:

@@ -28,7 +28,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from sparring.lipschitz import cholesky, rounding
+from sparring._arguments import number
+from sparring.lipschitz import cholesky, given, rounding
 from sparring.lipschitz.ambient import plain_arithmetic
 
 LARGEST = 6000
@@ -75,27 +76,37 @@ def chain_bound(
 
     Raises
     ------
-    ValueError
-        If shapes do not fit.
+    TypeError, ValueError
+        If weights are not dense real matrices, or shapes do not fit.
     """
-    matrices = [weight.detach().to(torch.float64) for weight in weights]
-    limits = [1.0] * (len(matrices) - 1) if slopes is None else [float(h) for h in slopes]
-    errors = [0.0] * len(matrices) if error is None else [float(e) for e in error]
+    matrices = [given.numbers(weight, "weights").detach().to(torch.float64) for weight in weights]
+    limits = [1.0] * (len(matrices) - 1) if slopes is None else _floats(slopes, "slopes")
+    errors = [0.0] * len(matrices) if error is None else _floats(error, "error")
     _check(matrices, limits, errors)
     if not all(bool(matrix.isfinite().all()) for matrix in matrices):
         return math.inf
     if 0.0 in limits or not all(bool(matrix.any()) for matrix in matrices):
         return 0.0
+    # Slopes in [0, 2^e h] are those in [0, h] and then a factor, so they are as exact to scale as weights.
     scaled = [rounding.scaled(matrix) for matrix in matrices]
+    exponents = [exponent for _, exponent in scaled] + [math.frexp(h)[1] - 1 for h in limits]
+    limits = [2 * math.frexp(h)[0] for h in limits]
     matrices = [matrix for matrix, _ in scaled]
     inner = [m if k == 0 else m * limits[k - 1] for k, m in enumerate(matrices)]  # for slopes in [0, 1]
     upper = math.inf
-    for units, square in candidates(inner, improve):
-        multipliers = [1 / (2 * unit * h) for unit, h in zip(units, limits, strict=True)]
-        upper = _verified(Blocks(matrices, multipliers, limits, errors), square)
-        if upper < math.inf:
-            break
-    return rounding.times_power(upper, sum(exponent for _, exponent in scaled), math.inf)
+    try:
+        for units, square in candidates(inner, improve):
+            multipliers = [1 / (2 * unit * h) for unit, h in zip(units, limits, strict=True)]
+            upper = _verified(Blocks(matrices, multipliers, limits, errors), square)
+            if upper < math.inf:
+                break
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined] # no eigenvalues, so no multipliers
+        return math.inf
+    return rounding.times_power(upper, sum(exponents), math.inf)
+
+
+def _floats(values: Sequence[float], name: str) -> list[float]:
+    return [number(value, name, "numbers >= 0", lambda value: value >= 0) for value in values]
 
 
 def _check(matrices: Sequence[Tensor], limits: Sequence[float], errors: Sequence[float]) -> None:

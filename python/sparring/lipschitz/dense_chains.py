@@ -38,9 +38,9 @@ class DenseChain:
     between: list[list[fx.Node]]
 
     def bound(self) -> float:
-        """Of the last layer's result as a function of what the first is given; inf for very wide layers."""
+        """Of the last layer's result as a function of what the first is given; inf if very wide or steep."""
         weights = [cast(Tensor, gain.matrix) for gain in self.gains]
-        if sum(len(weight) for weight in weights) > LARGEST:
+        if sum(len(weight) for weight in weights) > LARGEST or math.inf in self.slopes:
             return math.inf
         return chain_bound(weights, self.slopes, error=[gain.error for gain in self.gains])
 

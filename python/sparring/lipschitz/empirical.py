@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sparring._arguments import count
 from sparring.gradients import jacobian
+from sparring.lipschitz import given
 from sparring.lipschitz.ambient import callers_device, generators_kept, plain_arithmetic, seed
 from sparring.lipschitz.wide import in_float64
 
@@ -42,9 +44,12 @@ def empirical_lower_bound(model: nn.Module, inputs: Tensor, *, batch_size: int =
     """
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         raise TypeError("inputs must be a floating-point tensor (N, ...)")
+    given.network(model)
+    given.readable(inputs, "inputs")
+    batch_size = count(batch_size, "batch_size")
     if inputs.ndim < 2 or len(inputs) == 0:
         raise ValueError(f"inputs must be at least one example, (N, ...), got shape {tuple(inputs.shape)}")
-    if not bool(inputs.isfinite().all()):
+    if not given.finite(inputs):
         raise ValueError("inputs must be finite, but have NaN or inf")
     wide = in_float64(model, inputs.shape[1:], "empirical_lower_bound")
     largest = 0.0
@@ -52,6 +57,8 @@ def empirical_lower_bound(model: nn.Module, inputs: Tensor, *, batch_size: int =
         for some in torch.split(inputs.detach().to(torch.float64, copy=True), batch_size):
             seed(0)  # dropout in training mode draws, the same each time
             rows = jacobian(lambda x: wide(x), some).flatten(2)  # a function is left to autograd
+            if not given.finite(rows):
+                raise ValueError("model has a Jacobian with NaN or inf at one of the inputs")
             squares, vectors = torch.linalg.eigh(rows @ rows.mT)
             norms = squares[:, -1].clamp(min=0).sqrt()
             steepest = (vectors[:, None, :, -1] @ rows)[:, 0].view_as(some)

@@ -16,8 +16,8 @@ from sparring.attacks._model import device_and_dtype
 from sparring.gradients.plan import obstacles
 from sparring.lipschitz import layers
 from sparring.lipschitz.ambient import callers_device, generators_kept, quietly, seed
-from sparring.lipschitz.batches import batch_obstacle, mixing
-from sparring.lipschitz.gains.gain import Call, Gain, Refused, exactly, length, product, total
+from sparring.lipschitz.batches import batch_obstacle, by_its_size, mixing
+from sparring.lipschitz.gains.gain import Call, Gain, Refused, exactly, length, product, root, total
 from sparring.lipschitz.gains.normalisation import channel_scale
 from sparring.lipschitz.gains.rule import Branch, Join, Rule, axes_of
 from sparring.lipschitz.gains.table import TABLE
@@ -137,6 +137,18 @@ class Graph:
                 bound = min(bound, product(constant, found[start]))
             found[node] = bound
         return found
+
+    def jumps(self) -> float:
+        """How far results may be from those of the function without the jumps of `Slopes.jump`, in the norm."""
+        found: dict[fx.Node, float] = {}
+        for node, step in self.steps.items():
+            if step.join is None:
+                return math.inf
+            found[node] = step.join.join([product(gain, found.get(b.source, 0.0)) for b, gain in step.join.parts])
+            jump = step.gain.slopes.jump if step.gain is not None and step.gain.slopes is not None else 0.0
+            if jump:
+                found[node] = total([found[node], product(jump, root(self._values[node].numel()))])
+        return float(found[cast(fx.Node, self.output)])
 
     # --- Values -----------------------------------------------------------------------------------------------------
 
@@ -280,6 +292,11 @@ class Graph:
                 value = self._values[operand]
                 if axes_of(dims, value.ndim) & found.axes.get(operand, set()):
                     found.nodes.setdefault(node, "works along the batch")
+        if not found.nodes and not found.fails:
+            try:
+                found.nodes = by_its_size(self._graph.nodes, self._active, self._values, self._again, x)
+            except Exception as why:
+                found.fails = f"cannot be called with a larger batch: {first_line(why)}"
         for node, reason in found.nodes.items():
             if node in self.steps:
                 self._refuse(node, *self._named(node), reason)
@@ -360,7 +377,8 @@ class Graph:
         if not isinstance(norm, _BATCH_NORMS) or norm.training or norm.running_var is None:
             return None
         scale = channel_scale(norm.running_var, norm.weight, norm.eps)
-        if not bool(scale.isfinite().all()):
+        normal = scale.abs() >= torch.finfo(scale.dtype).tiny
+        if not bool((scale.isfinite() & (normal | ((scale == 0) & (norm.weight == 0)))).all()):
             return None
         self._scales[after] = scale
         return scale

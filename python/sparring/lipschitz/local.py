@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from sparring.lipschitz import kernels, rounding
+from sparring.lipschitz import given, kernels, rounding
 from sparring.lipschitz.ambient import plain_arithmetic
 from sparring.lipschitz.dense_chains import whole_chain
 from sparring.lipschitz.gains.gain import Gain
@@ -53,6 +53,14 @@ def local_bound(model: nn.Module, x: Tensor, radius: float | Tensor) -> Tensor:
         If an argument is not as described; the message says what of the model is not.
     """
     check_examples(x)
+    if isinstance(radius, Tensor):
+        given.readable(radius, "radius")
+    try:
+        real = not torch.as_tensor(radius).is_complex()
+    except (TypeError, RuntimeError, ValueError):
+        real = False
+    if not real:
+        raise TypeError(f"radius must be a real number or have shape ({len(x)},), got {radius!r}")
     radii = torch.as_tensor(radius, dtype=torch.float64, device=x.device).detach()
     if radii.ndim > 1 or (radii.ndim == 1 and len(radii) != len(x)):
         raise ValueError(f"radius must be a number or have shape ({len(x)},), got shape {tuple(radii.shape)}")
@@ -64,9 +72,10 @@ def local_bound(model: nn.Module, x: Tensor, radius: float | Tensor) -> Tensor:
 def check_examples(x: Tensor) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise TypeError("x must be a floating-point tensor (B, ...)")
+    given.readable(x, "x")
     if x.ndim < 2:
         raise ValueError(f"x must be a batch (B, ...), got shape {tuple(x.shape)}")
-    if not bool(x.isfinite().all()):
+    if not given.finite(x):
         raise ValueError("x must be finite, but has NaN or inf")
 
 

@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, fx, nn
 
+from sparring.lipschitz import given
 from sparring.lipschitz.ambient import plain_arithmetic
 from sparring.lipschitz.dense_chains import DenseChain, behind, dense_chains, is_dense, operand
 from sparring.lipschitz.empirical import empirical_lower_bound
@@ -71,15 +72,14 @@ def layer_bounds(
     that the rule of its operation does not cover (`sparring.lipschitz.gains.table`), and what makes an example's result
     depend on others of its batch. ``docs/lipschitz-networks.md`` lists what is known.
     """
-    if not (math.isfinite(tol) and tol > 0):
-        raise ValueError(f"tol must be a positive number; got {tol!r}")
+    given.positive(tol, "tol")
     if isinstance(model, Mapping):
         if data is not None:
             raise ValueError("data are for a network; a state dict alone has no Jacobian")
         return _of_weights(model, tol, certified)
     if input_shape is None:
         raise ValueError("input_shape is needed for a network: the shape of one example, such as (3, 224, 224)")
-    shape = (input_shape,) if isinstance(input_shape, int) else tuple(int(size) for size in input_shape)
+    shape = given.integers(input_shape, "input_shape", "positive numbers, such as (3, 224, 224)")
     if not shape or min(shape) < 1:
         raise ValueError(f"input_shape must be positive numbers, such as (3, 224, 224); got {input_shape}")
     graph = Graph(model, shape, tol=tol, certified=certified)
@@ -93,9 +93,14 @@ def layer_bounds(
             weights = _of_weights(model.state_dict(), tol, certified).layers
         except ValueError:
             weights = ()
-        return LipschitzReport(weights, math.inf, math.inf, _PRODUCT, certified, refused, lower, note=note)
+        return LipschitzReport(
+            weights, math.inf, math.inf, _PRODUCT, certified, refused, lower, note=note, input_shape=shape
+        )
     whole = math.inf if refused else graph.bounds()[graph.output]
-    report = LipschitzReport(_layers(graph), whole, whole, _PRODUCT, certified, refused, lower, note=note)
+    report = LipschitzReport(
+        _layers(graph), whole, whole, _PRODUCT, certified, refused, lower, note=note, input_shape=shape,
+        jumps=graph.jumps(),
+    )  # fmt: skip
     if refused:
         return report
     if chains:
@@ -147,6 +152,11 @@ def _of_weights(state: Mapping[str, Tensor], tol: float, certified: bool) -> Lip
     """Each weight as a layer by itself."""
     layers, refused, whole = [], [], 1.0
     for name, weight in state.items():
+        if not isinstance(name, str):
+            raise TypeError(f"model must be a state dict with names as keys; got {name!r}")
+        if isinstance(weight, Tensor) and weight.is_nested:
+            refused.append((name, "is a nested tensor"))
+            continue
         if not isinstance(weight, Tensor) or not 2 <= weight.ndim <= 5:
             continue
         last = name.rpartition(".")[2]

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from sparring.ensembles import Ensemble, StackedEnsemble
 from sparring.ensembles.layers import StackedConv2d, StackedLinear
 from sparring.ensembles.mixture import Mixture
+from sparring.lipschitz import given
 from sparring.lipschitz.ambient import generators_kept
 from sparring.lipschitz.geometry import sides
 
@@ -158,6 +159,10 @@ def layer_maps(
     ValueError
         If there are no such layers, or an ensemble is part of another module.
     """
+    given.network(model)
+    for name, module in model.named_modules():
+        if _is_known(module):
+            _check_weight(f"{name}.weight".strip("."), module)
     found: list[list[LayerMap]] = []
     others: list[str] = []
     for prefix, network, template, stacked in networks(model):
@@ -178,6 +183,13 @@ def layer_maps(
     if not any(found):
         raise ValueError(f"model has no linear layer and no convolution that {purpose} could act on")
     return found, others
+
+
+def _check_weight(name: str, module: nn.Module) -> None:
+    weight = cast(Tensor, module.weight)
+    if nn.parameter.is_lazy(weight):
+        raise ValueError(f"model's {name} has no shape yet: call the model first")
+    given.numbers(weight, f"model's {name}")
 
 
 def networks(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module, bool]]:

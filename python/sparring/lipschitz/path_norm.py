@@ -62,13 +62,17 @@ def _of_chain(
         raise ValueError(f"input_shape must be given, for {first.name} is a convolution: the shape of one input")
     shape = first.shape[1:] if input_shape is None else input_shape
     x = first.weights().new_ones(len(first.weights()), *shape)
+    exponent = x.new_zeros((), dtype=torch.float64)  # of the power of two that was divided by, in the result
     for name, module in chain:
         layer = layers.get(module)
         if layer is not None:
-            weights = layer.weights().square()
+            weights, power = _near_one(layer.weights())
+            weights, exponent = weights.square(), exponent + power.log2()
             if layer.dense and x.ndim != 2:
                 raise ValueError(f"model is no chain: its linear layer {name} is given {x.ndim - 1} dimensions, not 1")
             x = layer.apply(weights, x.unsqueeze(1)).squeeze(1) if layer.dense else layer.apply(weights, x)
+            x, power = _near_one(x)
+            exponent = exponent + power.log2() / 2
         elif isinstance(module, CALLED):
             x = module(x)
         elif not isinstance(module, PASSED):
@@ -77,7 +81,17 @@ def _of_chain(
                 f"model has {name or 'a module'} ({type(module).__name__}), of which the path norm knows nothing; "
                 f"accepted: nn.Sequential of linear layers, convolutions, {accepted}"
             )
-    return x.flatten(1).sum(1).clamp(min=torch.finfo(x.dtype).tiny).sqrt().sum()
+    root = x.flatten(1).sum(1).clamp(min=torch.finfo(x.dtype).tiny).sqrt().sum()
+    return (root.double() * exponent.exp2()).to(root)
+
+
+def _near_one(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Over a power of two, so that its largest magnitude is near 1 and squares stay in range; and that, in float64."""
+    with torch.no_grad():
+        largest = x.abs().amax()
+        power = (largest / (2 * torch.frexp(largest).mantissa)).clamp(min=torch.finfo(x.dtype).tiny)
+        power = torch.where(largest > 0, power, 1.0)
+    return x / power, power.double()
 
 
 def _chain(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:

@@ -22,8 +22,8 @@ FLOOR = 1e-6
 FIRST_STEPS = 20
 """Steps of the power iteration on the weights as they are at first."""
 
-TINY, STAY = 1e-30, 1e-18
-"""Added to what is divided by; the share of a vector that stays, so that it is there when weights are 0 no longer."""
+STAY = 1e-18
+"""The share of a vector that stays, so that it is there when weights are 0 no longer."""
 
 
 class Penalty:
@@ -206,8 +206,9 @@ def _step(layer: LayerMap, weights: Tensor, vectors: Tensor) -> tuple[Tensor, Te
     image = layer.apply(weights, vectors)
     norms = _lengths(image)
     with torch.no_grad():
-        unit = image / (norms + TINY)
-        back = layer.adjoint(weights, unit).add_(vectors, alpha=STAY)
+        tiny = torch.finfo(norms.dtype).tiny
+        unit = image / norms.clamp(min=tiny)
+        back = layer.adjoint(weights, unit).addcmul_(vectors, (STAY * norms).clamp_(min=tiny))
         return norms, unit, back.div_(_lengths(back))
 
 
@@ -235,6 +236,6 @@ class _DenseNorms(torch.autograd.Function):
 
 
 def _lengths(x: Tensor) -> Tensor:
-    """Of each x[i], (M, 1, ...); where one is 0, its derivative is 0."""
-    lengths: Tensor = vector_norm(x, dim=[*range(1, x.ndim)], keepdim=True)
-    return lengths
+    """Of each x[i], (M, 1, ...), summed in float64, whose range holds float32's squares; at 0 the derivative is 0."""
+    lengths: Tensor = vector_norm(x, dim=[*range(1, x.ndim)], keepdim=True, dtype=torch.float64)
+    return lengths.to(x.dtype)

@@ -65,6 +65,8 @@ def project_(
     for layer in layers:
         if layer.module._parameters.get("weight") is None:
             raise ValueError(f"model computes the weight of {layer.name} from others, so that it cannot be changed")
+        if any(step == 0 < n - 1 for n, step in zip(layer.parameter.shape, layer.parameter.stride(), strict=True)):
+            raise ValueError(f"model's weight of {layer.name} has entries that share their memory: clone() it first")
     found = {}
     for layer in layers:
         options = _options(layer, sized=input_shape is not None)

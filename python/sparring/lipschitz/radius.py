@@ -8,15 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from sparring.attacks._model import device_and_dtype
-from sparring.lipschitz import rounding
-from sparring.lipschitz.ambient import callers_device, generators_kept, plain_arithmetic
+from sparring.lipschitz import given, rounding
+from sparring.lipschitz.ambient import callers_device, generators_kept, plain_arithmetic, states
 from sparring.lipschitz.local import DenseRelu, check_examples
 from sparring.lipschitz.network import layer_bounds
 from sparring.lipschitz.report import WEIGHTS_ALONE, LipschitzReport
-from sparring.lipschitz.wide import copied, in_float64
+from sparring.lipschitz.wide import copied, identical, in_float64
+from sparring.losses import INTEGERS
 
 _CHORDS, _LESS = 3, 0.02
 _BATCH = 256
+_ALONE = 1e-9  # of the largest logit: what float64 may round otherwise in a batch
 
 
 @plain_arithmetic()
@@ -64,8 +66,11 @@ def certified_radius(
     as it is by itself, without an autocast around the call. A network in float32
     computes something slightly different. So from each margin is taken 16 times the largest difference between the
     example's logits as the model computes them and in float64, and 16 units in the last place of its largest logit.
-    That is an allowance from what was seen at the example, not a proof for the whole ball.
+    That is an allowance from what was seen at the example, not a proof for the whole ball. Also taken off is what
+    torch's softplus, which jumps at its threshold, may change: a difference of two logits by ``sqrt(2) report.jumps``
+    at the example, and by as much within the ball.
     """
+    given.network(model)
     check_examples(x)
     if any(module.training for module in model.modules()):
         raise ValueError("model must be in eval mode")
@@ -73,7 +78,7 @@ def certified_radius(
     if x.dtype is not dtype:
         raise ValueError(f"x must have the dtype of the model's parameters, {dtype}; got {x.dtype}")
     report = layer_bounds(model, x.shape[1:]) if report is None else report
-    _check_report(report)
+    _check_report(report, x.shape[1:])
     if not math.isfinite(report.upper):
         refused = "; ".join(f"{name}: {reason}" for name, reason in report.refused)
         raise ValueError(f"the network has no Lipschitz bound: {refused or 'it is beyond the numbers of float64'}")
@@ -81,18 +86,22 @@ def certified_radius(
     if report.head is not None and len(report.head) != logits.shape[1]:
         raise ValueError(f"report is of a model with {len(report.head)} logits, but this one has {logits.shape[1]}")
     classes = logits.argmax(1) if y is None else _checked(y, x, logits.shape[1])
-    margins = logits.gather(1, classes[:, None]) - logits - allowance[:, None]
+    margins = logits.gather(1, classes[:, None]) - logits - (allowance + 4 * report.jumps)[:, None]
     margins.scatter_(1, classes[:, None], math.inf)
     apart = _apart(report.head, classes) if report.head is not None else None
     radius = _radius(margins, apart, report.features, report.upper)
     return _local(model, x, margins, apart, radius) if local else radius
 
 
-def _check_report(report: LipschitzReport) -> None:
+def _check_report(report: LipschitzReport, shape: torch.Size) -> None:
+    if not isinstance(report, LipschitzReport):
+        raise TypeError(f"report must be what layer_bounds returns, not {type(report).__name__}")
     if not report.certified:
         raise ValueError("report holds estimates, which prove nothing: make it with layer_bounds(..., certified=True)")
     if report.note == WEIGHTS_ALONE:
         raise ValueError("report is of weights alone, not of a network: give layer_bounds the model")
+    if report.input_shape != shape:
+        raise ValueError(f"report is for inputs of shape {report.input_shape}, but those of x have {tuple(shape)}")
 
 
 def _radius(margins: Tensor, apart: Tensor | None, features: float | Tensor | None, whole: float | Tensor) -> Tensor:
@@ -134,18 +143,18 @@ def _local(model: nn.Module, x: Tensor, margins: Tensor, apart: Tensor | None, r
     """Larger radii, for which the bounds in that ball give at least as much."""
     network = DenseRelu(model, x.shape[1:])
 
-    def given(radii: Tensor) -> Tensor:
+    def found_in(radii: Tensor) -> Tensor:
         features, whole = network.bounds(x, radii)
         return _radius(margins, apart, features, whole)
 
     # What is given falls as the ball grows. Where it meets the radius is found by chords, each time a little less.
-    low, given_low = radius, torch.maximum(given(radius), radius)
-    high, given_high = given_low, given(given_low)
+    low, given_low = radius, torch.maximum(found_in(radius), radius)
+    high, given_high = given_low, found_in(given_low)
     for _ in range(_CHORDS):
         above, below = given_low - low, high - given_high
         share = (above / (above + below)).nan_to_num(nan=0.0).clamp(0, 1)
         tried = low + (high - low) * share * (1 - _LESS)
-        found = given(tried)
+        found = found_in(tried)
         held = found >= tried
         low, given_low = torch.where(held, tried, low), torch.where(held, found, given_low)
         high, given_high = torch.where(held, high, tried), torch.where(held, given_high, found)
@@ -156,19 +165,43 @@ def _logits(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """In float64, and what is to be taken from margins for rounding."""
     wide, own = in_float64(model, x.shape[1:], "certified_radius"), copied(model)
     with torch.no_grad(), generators_kept(), callers_device():
-        parts = torch.split(x.detach(), _BATCH)
-        exact = torch.cat([wide(some.to(torch.float64, copy=True)) for some in parts])
-        seen = torch.cat([own(some.clone()) for some in parts])
-    if exact.ndim != 2 or exact.shape[1] < 2:
-        raise ValueError(f"model must return logits (B, K) of at least two classes, but gave {tuple(exact.shape)}")
+        parts, before = torch.split(x.detach(), _BATCH), states()
+        exact = torch.cat([_called(wide, some.to(torch.float64, copy=True)) for some in parts])
+        seen = torch.cat([_called(own, some.clone()) for some in parts])
+        again = _called(wide, parts[0].to(torch.float64, copy=True))
+        first = exact[: len(again)]
+        same = identical(again, first) or (  # devices may sum in another order each time
+            x.device.type != "cpu" and torch.allclose(again, first, _ALONE, _ALONE * float(first.abs().max()), True)
+        )
+        if states() != before or not same:
+            raise ValueError("model's forward draws random numbers, or changes from call to call: its class is not one")
+        rows = sorted({0, len(again) // 2, len(again) - 1}) if len(again) else []
+        alone = [_called(wide, x.detach()[row : row + 1].to(torch.float64, copy=True)) for row in rows]
     kind = torch.finfo(seen.dtype)
     units = kind.eps * exact.abs().amax(1) + kind.tiny
-    return exact, 16 * ((seen.double() - exact).abs().amax(1) + units)
+    allowance = 16 * ((seen.double() - exact).abs().amax(1) + units)
+    for row, by_itself in zip(rows, alone, strict=True):
+        if float((by_itself[0] - exact[row]).abs().max()) > _ALONE * float(exact[row].abs().max()) + allowance[row]:
+            raise ValueError(f"model gives an example another result in a batch of {len(again)} than by itself")
+    return exact, allowance
+
+
+def _called(model: nn.Module, x: Tensor) -> Tensor:
+    logits = model(x)
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"model must return logits (B, K), a tensor; got {type(logits).__name__}")
+    if logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
+        raise ValueError(
+            f"model must return logits (B, K) of at least two classes, but gave {tuple(logits.shape)} for {len(x)} rows"
+        )
+    return logits
 
 
 def _checked(y: Tensor, x: Tensor, classes: int) -> Tensor:
-    if not isinstance(y, Tensor) or y.is_floating_point() or y.dtype is torch.bool:
-        raise TypeError("y must be a tensor of integers (B,)")
+    if not isinstance(y, Tensor) or y.dtype not in INTEGERS:
+        got = y.dtype if isinstance(y, Tensor) else type(y).__name__
+        raise TypeError(f"y must be a tensor of integers (B,), of at most 63 bits; got {got}")
+    given.readable(y, "y")
     if y.shape != x.shape[:1]:
         raise ValueError(f"y must have shape ({len(x)},), one class for each example; got {tuple(y.shape)}")
     if len(y) and (int(y.min()) < 0 or int(y.max()) >= classes):

@@ -81,6 +81,11 @@ class LipschitzReport:
     note : str
         What the bounds take for granted, where the network itself is not known, or of which function they are, where
         float64 makes it another.
+    input_shape : tuple of int or None
+        Of one example, for which the bounds were made; None where weights alone are bounded.
+    jumps : float
+        How far, in the Euclidean norm, results may be from those of the function that is bounded, where torch's own
+        jumps: softplus at its threshold.
     """
 
     layers: tuple[LayerBound, ...]
@@ -93,6 +98,8 @@ class LipschitzReport:
     features: float | None = None
     head: Tensor | None = field(default=None, repr=False, compare=False)
     note: str = ""
+    input_shape: tuple[int, ...] | None = None
+    jumps: float = 0.0
 
     @property
     def gap(self) -> float | None:

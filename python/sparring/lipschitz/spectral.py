@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from sparring.lipschitz import convolution, dense
+from sparring.lipschitz import convolution, dense, given
 from sparring.lipschitz.ambient import plain_arithmetic
 from sparring.lipschitz.enclosure import Enclosure
 from sparring.lipschitz.geometry import Geometry, sides
@@ -75,8 +73,7 @@ def spectral_norm(
     check_weight(weight, kind)
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
-    if not (math.isfinite(tol) and tol > 0):
-        raise ValueError(f"tol must be a positive number; got {tol!r}")
+    given.positive(tol, "tol")
     if kind == "dense":
         if method not in ("auto", "dense"):
             raise ValueError(f"method {method!r} is for convolutions; a dense layer takes 'auto' or 'dense'")
@@ -84,7 +81,8 @@ def spectral_norm(
             raise ValueError("input_shape is for convolutions; a dense layer's is in its weight")
         return dense.enclose(weight, tol=tol, certified=certified)
     dims = int(kind[-2])
-    if groups < 1 or weight.shape[0] % groups:
+    (groups,) = _sizes(groups, 1, "groups", 1)
+    if weight.shape[0] % groups:
         raise ValueError(f"groups must divide the first dimension of weight, {weight.shape[0]}; got {groups}")
     if padding_mode not in PADDING_MODES:
         raise ValueError(f"padding_mode must be one of {', '.join(PADDING_MODES)}; got {padding_mode!r}")
@@ -134,22 +132,20 @@ def spectral_norm(
 def check_weight(weight: Tensor, kind: str) -> None:
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
-    if not isinstance(weight, Tensor) or not weight.is_floating_point():
-        got = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
-        raise TypeError(f"weight must be a tensor of floats; got {got}")
-    if weight.is_meta or weight.layout is not torch.strided:
-        raise ValueError(f"weight must have numbers, as a dense tensor; got {weight.layout} on '{weight.device}'")
+    given.numbers(weight, "weight")
     dims = 2 if kind == "dense" else 2 + int(kind[-2])
     if weight.ndim != dims:
         raise ValueError(f"weight of kind {kind!r} must have {dims} dimensions; got shape {tuple(weight.shape)}")
     if weight.numel() == 0:
         raise ValueError(f"weight must not be empty; got shape {tuple(weight.shape)}")
-    if not bool(torch.isfinite(weight).all()):
+    if not given.finite(weight):
         raise ValueError("weight has NaN or inf")
 
 
 def _sizes(value: int | Sequence[int], dims: int, name: str, least: int) -> tuple[int, ...]:
-    sizes = (value,) * dims if isinstance(value, int) else tuple(int(v) for v in value)
+    sizes = given.integers(value, name, f"{dims} integers of at least {least}, or one")
+    if not isinstance(value, Sequence) and len(sizes) == 1:
+        sizes *= dims
     if len(sizes) != dims or min(sizes) < least:
         raise ValueError(f"{name} must be {dims} integers of at least {least}, or one; got {value!r}")
     return sizes

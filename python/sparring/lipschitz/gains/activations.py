@@ -52,9 +52,11 @@ def _gelu(approximate: str = "none") -> Slopes:
 
 
 def _softplus(beta: float = 1.0, threshold: float = 20.0) -> Slopes:
-    if threshold < SOFTPLUS_THRESHOLD:
+    if not threshold >= SOFTPLUS_THRESHOLD:
         raise Refused(f"jumps at its threshold {threshold} by more than float32 rounds")
-    return RISING
+    if not abs(beta) > 0:
+        raise Refused(f"beta is {beta}")
+    return RISING._replace(jump=rounding.up(math.exp(-threshold) / abs(beta) * (1 + 2.0**-40)))  # log(1 + e) <= e
 
 
 def _threshold(threshold: float, value: float, inplace: bool = False) -> Slopes:

@@ -112,11 +112,18 @@ def divided(out: Tensor, input: Any, other: Any, rounding_mode: str | None = Non
 
 
 def _sizes(constant: Any, out: Tensor) -> Tensor:
-    """Magnitudes in float64, of Python's numbers both as they are and as the dtype of the result rounds them."""
+    """Magnitudes in float64, of Python's numbers both as they are and as the dtype of the result rounds them.
+
+    Widened before their sign is dropped, for the least integer of a dtype has no magnitude in it. From 2^53 on, where
+    float64 does not hold all integers, the neighbours on both sides.
+    """
     if isinstance(constant, Tensor):
-        return constant.detach().abs().to(torch.float64)
-    exact = torch.tensor([abs(constant)], dtype=torch.float64)
-    return torch.cat([exact, exact.to(out.dtype).to(torch.float64)])
+        wide = constant.detach().to(torch.float64).abs().flatten()
+    else:
+        exact = torch.tensor([float(abs(constant))], dtype=torch.float64)
+        wide = torch.cat([exact, exact.to(out.dtype).to(torch.float64)])
+    beyond = wide[wide >= 2.0**53]
+    return torch.cat([wide, rounding.below(beyond), rounding.above(beyond)])
 
 
 def _scaled(out: Tensor, branch: Branch, factor: float) -> Join:

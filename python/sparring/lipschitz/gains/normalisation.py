@@ -33,8 +33,9 @@ def batch_norm(
     largest = float(channel_scale(running_var, weight, eps).abs().max())
     if not math.isfinite(largest):
         raise Refused("divides by a deviation of 0")
+    constant = weight is not None and not bool(weight.detach().any())  # a scale may be below float64's numbers
     return exactly(
-        rounding.up(largest * (1 + 8 * rounding.UNIT)) if largest else 0.0,
+        0.0 if constant else rounding.up(largest * (1 + 8 * rounding.UNIT)),
         "largest scale",
         f"{len(running_var)} channels",
     )

@@ -30,6 +30,9 @@ class Join:
     join: Callable[[Sequence[float]], float]
     method: str
 
+    def __post_init__(self) -> None:
+        assert all(factor >= 0 for _, factor in self.parts), "a factor is negative or NaN"
+
 
 class Size(NamedTuple):
     """What shape a result may have: see the constants below. `last`: of how many dimensions the rule takes care."""
@@ -98,6 +101,7 @@ class Rule:
         first, *others = signature.parameters.values()
         if not self.joins:
             others = [first.replace(name="input", kind=inspect.Parameter.POSITIONAL_OR_KEYWORD), *others]
+        args, kwargs = _by_name([*signature.parameters.values()], args, kwargs)
         try:
             found = signature.replace(parameters=others).bind(*args, **kwargs)
         except TypeError as why:
@@ -142,6 +146,22 @@ class Rule:
         if expected is not None and any(tuple(result.shape) != expected for result in results):
             given = ", ".join(str(tuple(result.shape)) for result in results)
             raise Refused(f"gives shape {given}, where its rule covers {expected} alone: {self.size.text}")
+
+
+_ALIASES = {"axis": "dim", "keepdims": "keepdim"}  # which torch takes as well
+
+
+def _by_name(
+    parameters: Sequence[inspect.Parameter], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments of a call, with what a rule takes as ``*dims`` in its place where it is called by that name."""
+    names = {parameter.name for parameter in parameters}
+    named = {_ALIASES[k] if k not in names and _ALIASES.get(k) in names else k: v for k, v in kwargs.items()}
+    given = [*args]
+    for parameter in parameters:
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL and parameter.name in named:
+            given = ([named.pop("input")] if "input" in named else given) + [named.pop(parameter.name)]
+    return given, named
 
 
 def axes_of(dims: Any, ndim: int) -> set[int]:

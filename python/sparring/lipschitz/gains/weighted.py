@@ -101,7 +101,11 @@ def linear(call: Call, weight: Tensor, bias: Tensor | None = None) -> Gain:
         return gain
     if call.scale is None:
         return replace(gain, matrix=weight.detach(), bias=bias)
-    return replace(gain, matrix=folded(weight.detach(), call.scale, "dense"), error=FOLDING_ERROR)
+    matrix = folded(weight.detach(), call.scale, "dense")
+    below = (matrix.abs() < torch.finfo(matrix.dtype).tiny) & (weight != 0) & (call.scale[:, None] != 0)
+    if bool(below.any()):
+        return gain  # the error of what leaves the normal numbers is no share of it
+    return replace(gain, matrix=matrix, error=FOLDING_ERROR)
 
 
 def _size(tensor: Tensor) -> float:
