@@ -191,7 +191,7 @@ def test_bad_arguments_are_named() -> None:
         chain_bound([one, one])
     with pytest.raises(ValueError, match="slopes must be 1 numbers"):
         chain_bound([one, two], [1.0, 1.0])
-    with pytest.raises(ValueError, match="slopes is -1.0; accepted: numbers >= 0"):
+    with pytest.raises(ValueError, match="slopes is -1"):
         chain_bound([one, two], [-1.0])
     with pytest.raises(ValueError, match="error must be 2 small numbers"):
         chain_bound([one, two], error=[0.5, 0.0])
