@@ -167,3 +167,14 @@ def matrix(layer: nn.Module, shape: tuple[int, ...]) -> Tensor:
     """The layer without its bias, as a matrix from the entries of an input to those of the output; differentiable."""
     basis = torch.eye(math.prod(shape), dtype=torch.float64).view(-1, *shape)
     return (layer(basis) - layer(torch.zeros_like(basis[:1]))).flatten(1).T
+
+
+class Calls(nn.Module):
+    """A function as a network."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)

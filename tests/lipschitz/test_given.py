@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from made_layers import Calls
 from sparring import lipschitz as lp
 
 MODEL, X, W = nn.Linear(4, 3).eval(), torch.full((2, 4), 0.5), torch.ones(3, 3)
@@ -118,15 +119,6 @@ KEYWORDS: list[Callable[[Any], Any]] = [
     lambda x: torch.amax(x, dim=1, keepdim=True),
     lambda x: torch.clamp(x, min=0.0, max=1.0),
 ]
-
-
-class Calls(nn.Module):
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(x)
 
 
 @pytest.mark.parametrize("i", range(len(KEYWORDS)))

@@ -250,3 +250,11 @@ def test_every_metric_has_a_title_and_a_meaning() -> None:
         assert metric.title
         assert metric.meaning.endswith(("?", "."))
         assert len(metric.meaning) < 140
+
+
+@pytest.mark.parametrize(("wanted", "used"), [(0, 5), (2, 2), (5, 5), (20_000, 5)])
+def test_of_fewer_images_than_are_asked_for_all_are_used(wanted: int, used: int) -> None:
+    """Also where the classes have unequally many."""
+    train = Dataset("made", "train", torch.rand(5, 1, 2, 2), torch.tensor([0, 0, 0, 1, 1]), 2)
+    found = Real.of(train, train, RetrainConfig(real_images=wanted)).train
+    assert len(found) == used

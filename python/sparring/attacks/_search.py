@@ -323,10 +323,8 @@ def check_inputs(inputs: Tensor) -> None:
         have = f"{inputs.dtype} of shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
         raise TypeError(f"inputs must be a float32 or float64 tensor (B, ...), not {have}")
     if inputs.layout is not torch.strided or inputs.is_meta or inputs.is_nested:
-        have = "on the meta device, without numbers" if inputs.is_meta else f"of layout {inputs.layout}"
-        raise TypeError(
-            f"inputs must be a dense tensor of numbers, not {'nested' if inputs.is_nested else 'one ' + have}"
-        )
+        kind = "nested" if inputs.is_nested else "meta" if inputs.is_meta else str(inputs.layout)
+        raise TypeError(f"inputs must be a dense tensor of numbers, not a {kind} tensor")
     if 0 in inputs.shape[1:]:
         raise ValueError(f"inputs must have entries, (B, ...); got shape {tuple(inputs.shape)}")
 
@@ -378,7 +376,10 @@ def _examples(
 
 def bounds_of(bounds: Bounds) -> tuple[float, float]:
     try:
-        low, high = (float(end) for end in bounds if not isinstance(end, str))
+        low, high = bounds
+        if isinstance(low, str) or isinstance(high, str):
+            raise TypeError("text")
+        low, high = float(low), float(high)
     except (TypeError, ValueError):
         raise TypeError(f"bounds must be two numbers (lo, hi); got {bounds!r}") from None
     if not -math.inf < low < high < math.inf:

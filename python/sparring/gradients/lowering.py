@@ -93,7 +93,7 @@ def _by_autograd(model: nn.Module, reference: Any) -> list[Step] | None:
         return None
     if kind in layers.MODULES and hasattr(kind, "members_by_autograd"):
         return list(kind.members_by_autograd(reference))
-    if kind is not nn.Sequential or not isinstance(model, nn.Sequential) or not len(model):
+    if type(model) is not nn.Sequential or not len(model):
         return None
     *before, last = model
     behind = _by_autograd(last, last)

@@ -102,13 +102,16 @@ def _loss_grad(loss: Loss, logits: Tensor, mixture: Combine | None, labels: Tens
             logits, labels = logits.clone(), labels.clone()
             targets = None if targets is None else targets.clone()
         leaf = logits.detach().requires_grad_()
-        weights = None if mixture is None else mixture.weights.clone()
-        mixed = leaf if mixture is None or weights is None else mix(leaf, weights, mixture.differentiated)
-        if mixture is not None and weights is not None and mixture.combine == "loss":
-            each = torch.stack([losses.value(loss, one, labels, targets) for one in leaf])
-            value = (weights.to(each)[:, None] * each).sum(0)
+        if mixture is None:
+            mixed, value = leaf, losses.value(loss, leaf, labels, targets)
         else:
-            value = losses.value(loss, mixed, labels, targets)
+            weights = mixture.weights.clone()  # autograd cannot keep what was made in inference mode
+            mixed = mix(leaf, weights, mixture.differentiated)
+            if mixture.combine == "loss":
+                each = torch.stack([losses.value(loss, one, labels, targets) for one in leaf])
+                value = (weights.to(each)[:, None] * each).sum(0)
+            else:
+                value = losses.value(loss, mixed, labels, targets)
         if not value.requires_grad:
             raise ValueError("loss must be differentiable: what it returns does not depend on the logits through torch")
         (grad,) = torch.autograd.grad(value.sum(), leaf, materialize_grads=True)

@@ -43,8 +43,8 @@ class Real:
     @classmethod
     def of(cls, train: Dataset, test: Dataset, config: RetrainConfig) -> Real:
         """The images that the configuration asks for."""
-        if config.real_images:
-            train = train.subset(min(config.real_images, len(train)), stream(config.seed, "real images"))
+        if 0 < config.real_images < len(train):  # of fewer images all are taken, however many each class has
+            train = train.subset(config.real_images, stream(config.seed, "real images"))
         if not config.independent:
             return cls(train, test)
         parts = halves(train, seed_of(config.seed, "halves"))
