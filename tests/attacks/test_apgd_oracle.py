@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sparring import attacks, reference
-from sparring.attacks import _search
+from sparring.attacks import _problem
 
 ENTRIES, CLASSES, COUNT = 30, 4, 9
 EPS = {"Linf": 0.1, "L2": 0.3, "L1": 1.2}
@@ -166,7 +166,7 @@ class Record:
     def __init__(self, x: Tensor) -> None:
         self.x = x
         self.deltas: list[Tensor] = []
-        self.queries: list[_search.Query] = []
+        self.queries: list[_problem.Query] = []
 
     def part(self, first: int, last: int) -> Record:
         part = Record(self.x)
@@ -196,14 +196,14 @@ class Record:
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch, x: Tensor) -> Record:
     record = Record(x)
-    query = _search.Problem.query
+    query = _problem.Problem.query
 
-    def noted(self: _search.Problem, delta: Tensor) -> _search.Query:
+    def noted(self: _problem.Problem, delta: Tensor) -> _problem.Query:
         record.deltas.append(delta.clone())
         record.queries.append(query(self, delta))
         return record.queries[-1]
 
-    monkeypatch.setattr(_search.Problem, "query", noted)
+    monkeypatch.setattr(_problem.Problem, "query", noted)
     return record
 
 

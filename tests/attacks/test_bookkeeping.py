@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from sparring import attacks
 from sparring.attacks import AttackResult, GradientMaskingWarning, _search, pgd
 from sparring.attacks._norms import Ball, LinfBall
-from sparring.attacks._search import Moves, Options, Query, Stage, search
+from sparring.attacks._problem import Options, Query
+from sparring.attacks._search import Moves, Stage, search
 from sparring.attacks._seeds import example_seeds
 
 APART = 100  # between the points of two examples

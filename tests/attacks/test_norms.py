@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparring import attacks, reference
 from sparring.attacks._norms import BALLS, Ball, L1Ball, norm_name, slack
-from sparring.attacks._search import Problem, Query
+from sparring.attacks._problem import Problem, Query
 
 ORDER = {"Linf": math.inf, "L2": 2.0, "L1": 1.0}
 DUAL = {"Linf": 1.0, "L2": 2.0, "L1": math.inf}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparring import losses
 from sparring.attacks._model import answered
-from sparring.attacks._search import Problem, Query, fooled
+from sparring.attacks._problem import Problem, Query, fooled
 
 
 def answer(problem: Problem, delta: Tensor) -> Query:

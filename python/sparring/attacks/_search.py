@@ -8,107 +8,21 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from dataclasses import fields, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sparring import losses
-from sparring.attacks._model import answered, held_still, preprocessed
-from sparring.attacks._norms import BALLS, Ball, Bounds, Norm, norm_name, slack
+from sparring.attacks._model import held_still, preprocessed
+from sparring.attacks._norms import BALLS, Ball, norm_name
+from sparring.attacks._problem import Options, Problem, Query, bounds_of, check, examples, module_of
 from sparring.attacks._result import AttackResult, GradientMaskingWarning
 from sparring.attacks._seeds import example_seeds
-from sparring.gradients import InputGrad, Lowered, lower
-from sparring.gradients.batched import Spans, asked, spans_of
-from sparring.gradients.home import explained, home_of
-from sparring.losses import Loss
-
-Preprocessing = dict[str, object] | nn.Module
-
-
-@dataclass(frozen=True)
-class Options:
-    """What every attack takes besides the model, the examples and its own settings; see :mod:`sparring.attacks`."""
-
-    eps: float | Tensor
-    norm: Norm
-    targets: Tensor | None
-    bounds: Bounds
-    loss: Loss
-    preprocessing: Preprocessing | None
-    restarts: int = 1
-    random_start: bool = False
-    early_stop: bool = False
-    keep_finished: bool = False
-    batch_size: int | None = None
-    generator: torch.Generator | None = None
-    return_result: bool = False
-
-
-class Query(NamedTuple):
-    """The model's answer at a point, one entry an example: `fooled` says whether the attack's aim is reached there."""
-
-    grad: Tensor
-    loss: Tensor
-    fooled: Tensor
-    bad_grad: Tensor
-
-    def rows(self, keep: Tensor) -> Query:
-        return Query(*(field[keep] for field in self))
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Whom to attack, where, and to what end. `aims` are the classes that the loss steers to, if it does.
-
-    `spans` are those of all labels and targets of the call, read once.
-    """
-
-    model: Lowered
-    ball: Ball
-    labels: Tensor
-    targets: Tensor | None
-    loss: Loss
-    aims: Tensor | None
-    spans: Spans
-
-    def rows(self, keep: Tensor) -> Problem:
-        targets, aims = (None if classes is None else classes[keep] for classes in (self.targets, self.aims))
-        return replace(self, ball=self.ball.rows(keep), labels=self.labels[keep], targets=targets, aims=aims)
-
-    def query(self, delta: Tensor) -> Query:
-        """Loss and gradient at ``inputs + delta``; the gradient is 0 where it or the loss is not finite."""
-        found = self.ask(self.ball.points(delta), self.loss)
-        flat = found.grad.flatten(1)
-        steepest = flat.abs().amax(1)  # NaN and inf show here
-        fine = steepest.isfinite() & found.loss.isfinite()
-        grad = found.grad if bool(fine.all()) else found.grad.masked_fill(~self.ball.column(fine), 0)
-        fooled = self.fooled(found.logits)
-        return Query(grad, found.loss.nan_to_num(nan=-math.inf), fooled, ~fooled & ~(fine & (steepest > 0)))
-
-    def ask(self, points: Tensor, loss: Loss) -> InputGrad:
-        """Gradient, loss and logits at any points (B, ...)."""
-        found = asked(self.model, points, self.labels, loss, self.aims, self.spans)
-        losses.check_two_classes(found.logits)
-        return found
-
-    def logits(self, points: Tensor) -> Tensor:
-        """The model's answer to any points (B, ...), (B, K)."""
-        logits = answered(self.model, points)
-        losses.check(self.loss, logits, self.labels, self.targets, self.spans)
-        losses.check_two_classes(logits)
-        return logits
-
-    def fooled(self, logits: Tensor) -> Tensor:
-        return fooled(logits, self.labels, self.targets)
-
-
-def fooled(logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
-    """Whether the likeliest class is the target, or, without targets, not the label; never for NaN logits."""
-    top = logits.argmax(1)
-    reached = top != labels if targets is None else top == targets
-    return reached & ~logits.isnan().any(1)
+from sparring.gradients import Lowered, lower
+from sparring.gradients.batched import spans_of
+from sparring.gradients.home import explained
 
 
 class Moves:
@@ -219,8 +133,8 @@ def run(
     options: Options,
 ) -> Tensor | AttackResult:
     """Have `attack` find a point for each example, batch after batch, with the model held still."""
-    module = _module(model)
-    inputs, labels, targets, eps = _examples(module, inputs, labels, options)
+    module = module_of(model)
+    inputs, labels, targets, eps = examples(module, inputs, labels, options)
     losses.check_name(options.loss)
     whole = preprocessed(module, options.preprocessing, inputs)
     size = options.batch_size or max(1, len(inputs))
@@ -303,118 +217,3 @@ def _warn_of_masking(result: AttackResult) -> None:
             GradientMaskingWarning,
             stacklevel=4,
         )
-
-
-def check(inputs: Tensor, options: Options) -> None:
-    """Errors for what can be said without the model."""
-    for name in ("restarts", "batch_size"):
-        value = getattr(options, name)
-        if (value is not None or name == "restarts") and (type(value) is not int or value < 1):
-            raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
-    if options.generator is not None and not isinstance(options.generator, torch.Generator):
-        raise TypeError(f"generator must be a torch.Generator or None, not {type(options.generator).__name__}")
-    check_inputs(inputs)
-    bounds_of(options.bounds)
-
-
-def check_inputs(inputs: Tensor) -> None:
-    """TypeError unless inputs are a dense tensor (B, ...) of numbers in float32 or float64."""
-    if not isinstance(inputs, Tensor) or inputs.dtype not in (torch.float32, torch.float64) or inputs.dim() < 2:
-        have = f"{inputs.dtype} of shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
-        raise TypeError(f"inputs must be a float32 or float64 tensor (B, ...), not {have}")
-    if inputs.layout is not torch.strided or inputs.is_meta or inputs.is_nested:
-        kind = "nested" if inputs.is_nested else "meta" if inputs.is_meta else str(inputs.layout)
-        raise TypeError(f"inputs must be a dense tensor of numbers, not a {kind} tensor")
-    if 0 in inputs.shape[1:]:
-        raise ValueError(f"inputs must have entries, (B, ...); got shape {tuple(inputs.shape)}")
-
-
-def positive(name: str, value: float | None) -> None:
-    """ValueError unless the number is positive and finite, or None."""
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, or None; got {value!r}")
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be positive and finite; got {value!r}")
-
-
-def step_count(steps: int) -> int:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise ValueError(f"steps must be an integer of at least 0; got {steps!r}")
-    return steps
-
-
-def _module(model: nn.Module | Lowered) -> nn.Module:
-    module = model.model if isinstance(model, Lowered) else model
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, or one that was lowered, not {type(module).__name__}")
-    return module
-
-
-def _examples(
-    model: nn.Module, inputs: Tensor, labels: Tensor, options: Options
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """Copies of inputs, labels, targets (int64) and eps (float64 (B,)), checked."""
-    check(inputs, options)
-    home = home_of(model)
-    if home.device is not None and inputs.device != home.device:
-        raise ValueError(f"inputs are on device '{inputs.device}', but the model on '{home.device}'; nothing is moved")
-    low, high = bounds_of(options.bounds)
-    if inputs.numel():
-        least, most = (float(end) for end in inputs.detach().aminmax())
-        if not (least >= low - slack((low, high)) and most <= high + slack((low, high))):  # NaN is outside too
-            raise ValueError(
-                f"inputs range over [{least:.7g}, {most:.7g}], outside bounds {options.bounds}; scale them, or pass "
-                "their bounds. A model that wants normalised inputs takes preprocessing={'mean': ..., 'std': ...}"
-            )
-    labels = _classes(labels, "labels", inputs)
-    targets = None if options.targets is None else _classes(options.targets, "targets", inputs)
-    with torch.inference_mode(False):
-        return inputs.detach().clone(memory_format=torch.contiguous_format), labels, targets, _eps(options.eps, inputs)
-
-
-def bounds_of(bounds: Bounds) -> tuple[float, float]:
-    try:
-        low, high = bounds
-        if isinstance(low, str) or isinstance(high, str):
-            raise TypeError("text")
-        low, high = float(low), float(high)
-    except (TypeError, ValueError):
-        raise TypeError(f"bounds must be two numbers (lo, hi); got {bounds!r}") from None
-    if not -math.inf < low < high < math.inf:
-        raise ValueError(f"bounds must be (lo, hi) with lo < hi, both finite; got {bounds}")
-    return low, high
-
-
-def _eps(eps: float | Tensor, inputs: Tensor) -> Tensor:
-    try:
-        if isinstance(eps, Tensor) and eps.is_complex():
-            raise TypeError("complex")
-        numbers = torch.as_tensor(eps, dtype=torch.float64, device=inputs.device).detach()
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise TypeError(f"eps must be a number or of shape ({len(inputs)},); got {eps!r}") from error
-    if numbers.dim() > 1 or (numbers.dim() == 1 and len(numbers) != len(inputs)):
-        raise ValueError(f"eps must be a number or of shape ({len(inputs)},); got shape {tuple(numbers.shape)}")
-    if not bool(((numbers >= 0) & (numbers < math.inf)).all()):
-        raise ValueError(f"eps must be at least 0 and finite; got {eps!r}")
-    return numbers.expand(len(inputs)).clone(memory_format=torch.contiguous_format)
-
-
-def _classes(classes: Any, name: str, inputs: Tensor) -> Tensor:
-    if not isinstance(classes, Tensor):
-        try:
-            classes = torch.tensor(classes, device=inputs.device)  # not where new tensors go by default
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"{name} must be class indices ({len(inputs)},); got {type(classes).__name__}") from error
-    whole = classes.dtype in losses.INTEGERS and classes.layout is torch.strided and not classes.is_meta
-    if classes.dim() != 1 or len(classes) != len(inputs) or not (whole or len(classes) == 0):
-        raise ValueError(
-            f"{name} must be class indices ({len(inputs)},); got {classes.dtype} of shape {tuple(classes.shape)}"
-        )
-    if classes.device != inputs.device:
-        raise ValueError(f"{name} are on device '{classes.device}', but inputs on '{inputs.device}'; nothing is moved")
-    if len(classes) and int(classes.min()) < 0:
-        raise ValueError(f"{name} must not be negative; got {int(classes.min())}")
-    copied: Tensor = classes.to(torch.int64, copy=True)
-    return copied

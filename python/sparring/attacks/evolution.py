@@ -16,17 +16,9 @@ from sparring.attacks._evolve import Objective, Strategy, check, evolve
 from sparring.attacks._forward import answer, judged
 from sparring.attacks._model import answered, device_and_dtype, held_still
 from sparring.attacks._norms import Bounds
+from sparring.attacks._problem import Options, Preprocessing, Problem, Query, bounds_of, check_inputs
 from sparring.attacks._result import AttackResult
-from sparring.attacks._search import (
-    Best,
-    Options,
-    Preprocessing,
-    Problem,
-    Query,
-    bounds_of,
-    check_inputs,
-    run,
-)
+from sparring.attacks._search import Best, run
 from sparring.attacks._seeds import example_seeds, seeds_by_place
 from sparring.attacks.recovery import Recovery
 from sparring.gradients import Lowered

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from sparring.attacks._norms import Bounds, Norm
+from sparring.attacks._problem import Options, Preprocessing, Problem
 from sparring.attacks._result import AttackResult
-from sparring.attacks._search import Best, Options, Preprocessing, Problem, run
+from sparring.attacks._search import Best, run
 from sparring.gradients import Lowered
 from sparring.losses import Loss
 

@@ -13,18 +13,9 @@ from torch import Tensor, nn
 from sparring import losses
 from sparring.attacks._box_lbfgs import CONVERGED, MOST_PAIRS, PENALTIES, REJECTED, BoxLbfgs
 from sparring.attacks._norms import Ball, Bounds
+from sparring.attacks._problem import Options, Preprocessing, Problem, bounds_of, check_inputs, positive, step_count
 from sparring.attacks._result import AttackResult
-from sparring.attacks._search import (
-    Best,
-    Options,
-    Preprocessing,
-    Problem,
-    bounds_of,
-    check_inputs,
-    positive,
-    run,
-    step_count,
-)
+from sparring.attacks._search import Best, run
 from sparring.attacks._seeds import example_seeds
 from sparring.gradients import Lowered
 from sparring.losses import Loss

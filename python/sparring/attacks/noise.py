@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from sparring.attacks._forward import answer
 from sparring.attacks._norms import Ball, Bounds, Norm
+from sparring.attacks._problem import Options, Preprocessing, Problem, check_inputs
 from sparring.attacks._result import AttackResult
-from sparring.attacks._search import Best, Options, Preprocessing, Problem, check_inputs, run
+from sparring.attacks._search import Best, run
 from sparring.attacks._seeds import example_seeds
 from sparring.gradients import Lowered
 from sparring.losses import Loss

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from sparring.attacks._norms import Ball, Bounds, L1Ball, Norm, norm_name
+from sparring.attacks._problem import Options, Preprocessing, Query, positive, step_count
 from sparring.attacks._result import AttackResult
-from sparring.attacks._search import Moves, Options, Preprocessing, Query, Stage, positive, search, step_count
+from sparring.attacks._search import Moves, Stage, search
 from sparring.gradients import Lowered
 from sparring.losses import Loss
 

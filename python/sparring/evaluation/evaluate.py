@@ -16,8 +16,8 @@ from sparring import losses
 from sparring._progress import Progress
 from sparring.attacks._model import answered, held_still, keep_still, preprocessed
 from sparring.attacks._norms import Norm, slack
+from sparring.attacks._problem import bounds_of
 from sparring.attacks._result import GradientMaskingWarning
-from sparring.attacks._search import bounds_of
 from sparring.evaluation.masking import evidence
 from sparring.evaluation.plan import Entry, Key, Plan, Sizes, make_plans
 from sparring.evaluation.result import AttackRow, Evaluation, Examples
