@@ -23,6 +23,16 @@ bounds
 preprocessing
     A module, or ``{"mean": ..., "std": ...}`` of the channels, between the inputs and the model. Bounds and eps stay
     in the units in front of it.
+eot
+    For a model that is random: the gradient at a point, and its loss, are the mean over so many draws of the model
+    (expectation over transformation, Athalye et al. 2018), and the point counts as fooling meanwhile where the mean of
+    the probabilities does. `success` is what one fresh draw says of the returned point. A random model draws from
+    torch's global generator, which is neither seeded nor set back: seed it for the same result again.
+backward
+    For a model whose gradient is hidden (it rounds, detaches, compresses): a module, or a function, from inputs to
+    logits (B, K), whose gradient is followed instead, of the loss of its own logits. What counts, the loss and whether
+    a point fools, is the answer of `model`. It stands behind the same `preprocessing`, and a module is held still too.
+    See also `StraightThrough`.
 steps
     Gradient steps (of each restart).
 restarts, random_start
@@ -34,7 +44,7 @@ early_stop
 batch_size
     At most so many examples at a time.
 generator
-    Draws the random starts; None: one with seed 0. torch's global random state is never touched.
+    Draws the random starts; None: one with seed 0. The attack never touches torch's global random state.
 return_result
     False: return the adversarial inputs alone. True: an `AttackResult`.
 
@@ -52,6 +62,7 @@ from sparring.attacks.lbfgs import lbfgs
 from sparring.attacks.noise import gaussian_noise, uniform_noise
 from sparring.attacks.pgd import pgd, slide
 from sparring.attacks.recovery import Method, Recovery, recover
+from sparring.attacks.straight_through import StraightThrough
 
 __all__ = [
     "LARGE_EPS",
@@ -60,6 +71,7 @@ __all__ = [
     "GradientMaskingWarning",
     "Method",
     "Recovery",
+    "StraightThrough",
     "apgd",
     "differential_evolution",
     "evolve",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from sparring.gradients import Lowered
 from sparring.gradients.home import home_of
 
 
@@ -166,3 +167,26 @@ def _per_channel(value: Any, name: str, inputs: Tensor) -> Tensor:
             f"got shape {tuple(numbers.shape)}"
         )
     return numbers.reshape(-1, *(1,) * (inputs.dim() - 2))
+
+
+class Function(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def backward_of(
+    backward: nn.Module | Lowered | Callable[[Tensor], Tensor] | None,
+    preprocessing: Mapping[str, Any] | nn.Module | None,
+    inputs: Tensor,
+) -> nn.Module | None:
+    """What stands in for the model's gradient as a module, behind the same preprocessing as the model."""
+    if backward is None:
+        return None
+    inner = backward.model if isinstance(backward, Lowered) else backward
+    return preprocessed(inner if isinstance(inner, nn.Module) else Function(inner), preprocessing, inputs)

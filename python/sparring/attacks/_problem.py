@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -14,10 +15,11 @@ from sparring.attacks._model import answered
 from sparring.attacks._norms import Ball, Bounds, Norm, slack
 from sparring.gradients import InputGrad, Lowered
 from sparring.gradients.batched import Spans, asked
-from sparring.gradients.home import home_of
+from sparring.gradients.home import explained, home_of
 from sparring.losses import Loss
 
 Preprocessing = dict[str, object] | nn.Module
+Backward = nn.Module | Lowered | Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Options:
     batch_size: int | None = None
     generator: torch.Generator | None = None
     return_result: bool = False
+    eot: int = 1
+    backward: Backward | None = None
 
 
 class Query(NamedTuple):
@@ -55,7 +59,8 @@ class Query(NamedTuple):
 class Problem:
     """Whom to attack, where, and to what end. `aims` are the classes that the loss steers to, if it does.
 
-    `spans` are those of all labels and targets of the call, read once.
+    `spans` are those of all labels and targets of the call, read once. What `ask` says of a point is the mean of `eot`
+    draws of the model, and the gradient that of `backward`, if there is one.
     """
 
     model: Lowered
@@ -65,6 +70,8 @@ class Problem:
     loss: Loss
     aims: Tensor | None
     spans: Spans
+    eot: int = 1
+    backward: Lowered | None = None
 
     def rows(self, keep: Tensor) -> Problem:
         targets, aims = (None if classes is None else classes[keep] for classes in (self.targets, self.aims))
@@ -81,13 +88,55 @@ class Problem:
         return Query(grad, found.loss.nan_to_num(nan=-math.inf), fooled, ~fooled & ~(fine & (steepest > 0)))
 
     def ask(self, points: Tensor, loss: Loss) -> InputGrad:
-        """Gradient, loss and logits at any points (B, ...)."""
-        found = asked(self.model, points, self.labels, loss, self.aims, self.spans)
-        losses.check_two_classes(found.logits)
-        return found
+        """Gradient, loss and logits at any points (B, ...).
+
+        Of several draws the means, of the logits that which has the mean of the probabilities.
+        """
+        found = self._draw(points, loss)
+        if self.eot == 1:
+            return found
+        mean = _Mean(found)
+        for _ in range(1, self.eot):
+            mean.add(self._draw(points, loss))
+        return mean.found()
+
+    def _draw(self, points: Tensor, loss: Loss) -> InputGrad:
+        """One answer of the model, with its gradient or that of `backward`."""
+        if self.backward is None:
+            found = asked(self.model, points, self.labels, loss, self.aims, self.spans)
+            losses.check_two_classes(found.logits)
+            return found
+        logits = answered(self.model, points)
+        losses.check(loss, logits, self.labels, self.aims, self.spans)
+        losses.check_two_classes(logits)
+        with torch.no_grad():
+            value = losses.value(loss, logits, self.labels, self.aims)
+        return InputGrad(self._stand_in(points, loss, logits.shape), value, logits)
+
+    def _stand_in(self, points: Tensor, loss: Loss, shape: torch.Size) -> Tensor:
+        """The gradient of `backward`, whose logits have to be of this shape."""
+        assert self.backward is not None
+        try:
+            with explained(self.backward, points, "inputs", "backward"):
+                found = asked(self.backward, points, self.labels, loss, self.aims, self.spans)
+        except (TypeError, ValueError, RuntimeError) as error:
+            kind = next(kind for kind in (TypeError, ValueError, RuntimeError) if isinstance(error, kind))
+            raise kind(f"backward cannot stand in for the model: {error}") from error
+        if found.logits.shape != shape:
+            raise ValueError(
+                f"backward must return logits like the model's, {tuple(shape)}, but gave {tuple(found.logits.shape)}"
+            )
+        return found.grad
+
+    def expected_logits(self, points: Tensor) -> Tensor:
+        """Of `eot` answers to the points, the logits that have the mean of the probabilities, (B, K)."""
+        logits = self.logits(points)
+        if self.eot == 1:
+            return logits
+        return _pooled([logits, *(self.logits(points) for _ in range(1, self.eot))])
 
     def logits(self, points: Tensor) -> Tensor:
-        """The model's answer to any points (B, ...), (B, K)."""
+        """One answer of the model to any points (B, ...), (B, K)."""
         logits = answered(self.model, points)
         losses.check(self.loss, logits, self.labels, self.targets, self.spans)
         losses.check_two_classes(logits)
@@ -95,6 +144,28 @@ class Problem:
 
     def fooled(self, logits: Tensor) -> Tensor:
         return fooled(logits, self.labels, self.targets)
+
+
+class _Mean:
+    """Means over the draws of a model."""
+
+    def __init__(self, first: InputGrad) -> None:
+        self.grad, self.loss, self.logits = first.grad.clone(), first.loss.clone(), [first.logits]
+
+    def add(self, found: InputGrad) -> None:
+        self.grad += found.grad
+        self.loss += found.loss
+        self.logits.append(found.logits)
+
+    def found(self) -> InputGrad:
+        draws = len(self.logits)
+        return InputGrad(self.grad / draws, self.loss / draws, _pooled(self.logits))
+
+
+def _pooled(logits: list[Tensor]) -> Tensor:
+    """Logits that have the mean of the probabilities of several."""
+    pooled: Tensor = torch.stack([some.log_softmax(1) for some in logits]).logsumexp(0) - math.log(len(logits))
+    return pooled
 
 
 def fooled(logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
@@ -106,12 +177,16 @@ def fooled(logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
 
 def check(inputs: Tensor, options: Options) -> None:
     """Errors for what can be said without the model."""
-    for name in ("restarts", "batch_size"):
+    for name in ("restarts", "batch_size", "eot"):
         value = getattr(options, name)
-        if (value is not None or name == "restarts") and (type(value) is not int or value < 1):
+        if (value is not None or name != "batch_size") and (type(value) is not int or value < 1):
             raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
     if options.generator is not None and not isinstance(options.generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator or None, not {type(options.generator).__name__}")
+    if options.backward is not None and not callable(options.backward):
+        raise TypeError(
+            f"backward must be a module or a function from inputs to logits, not {type(options.backward).__name__}"
+        )
     check_inputs(inputs)
     bounds_of(options.bounds)
 

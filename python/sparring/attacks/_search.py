@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sparring import losses
-from sparring.attacks._model import held_still, preprocessed
+from sparring.attacks._model import backward_of, held_still, preprocessed
 from sparring.attacks._norms import BALLS, Ball, norm_name
 from sparring.attacks._problem import Options, Problem, Query, bounds_of, check, examples, module_of
 from sparring.attacks._result import AttackResult, GradientMaskingWarning
@@ -137,12 +137,20 @@ def run(
     inputs, labels, targets, eps = examples(module, inputs, labels, options)
     losses.check_name(options.loss)
     whole = preprocessed(module, options.preprocessing, inputs)
+    stand_in = backward_of(options.backward, options.preprocessing, inputs)
     size = options.batch_size or max(1, len(inputs))
     results = []
-    with held_still(whole), torch.inference_mode(False), explained(whole, inputs, "inputs"):
+    with (
+        held_still(whole, *([] if stand_in is None else [stand_in])),
+        torch.inference_mode(False),
+        explained(whole, inputs, "inputs"),
+    ):
         ball = BALLS[norm_name(options.norm)](inputs, eps, bounds_of(options.bounds))
         lowered = lower(whole).take(inputs)
-        everything = Problem(lowered, ball, labels, targets, options.loss, targets, spans_of(labels, targets))
+        backward = None if stand_in is None else lower(stand_in).take(inputs)
+        everything = Problem(
+            lowered, ball, labels, targets, options.loss, targets, spans_of(labels, targets), options.eot, backward
+        )
         for first in range(0, max(1, len(inputs)), size):
             rows = slice(first, first + size)
             part = torch.arange(len(inputs), device=inputs.device)[rows]
@@ -186,7 +194,7 @@ def _run(
 
 def _likeliest_others(problem: Problem, count: int) -> Tensor:
     """The `count` likeliest classes of each example other than its label, most likely first: (B, count)."""
-    logits = problem.logits(problem.ball.inputs)
+    logits = problem.expected_logits(problem.ball.inputs)
     count = min(count, logits.shape[1] - 1)
     return logits.scatter(1, problem.labels[:, None], -math.inf).topk(count, dim=1).indices
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparring.attacks._norms import Ball, Bounds, L1Ball, Norm
-from sparring.attacks._problem import Options, Preprocessing, Query, step_count
+from sparring.attacks._problem import Backward, Options, Preprocessing, Query, step_count
 from sparring.attacks._result import AttackResult
 from sparring.attacks._search import Moves, Stage, search
 from sparring.gradients import Lowered
@@ -135,6 +135,8 @@ def apgd(
     target_classes: int | None = None,
     bounds: Bounds = (0.0, 1.0),
     preprocessing: Preprocessing | None = None,
+    eot: int = 1,
+    backward: Backward | None = None,
     early_stop: bool = False,
     keep_finished: bool = False,
     batch_size: int | None = None,
@@ -169,7 +171,7 @@ def apgd(
     stages = _stages(step_count(steps), ((1.0, 1.0),) if schedule is None else schedule)
     options = Options(
         eps, norm, targets, bounds, loss, preprocessing, restarts, random_start, early_stop, keep_finished, batch_size,
-        generator, return_result,
+        generator, return_result, eot, backward,
     )  # fmt: skip
 
     def begin(ball: Ball, start: Tensor, steps: int, previous: Moves | None) -> Moves:

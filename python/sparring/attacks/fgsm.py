@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparring.attacks._norms import Bounds, Norm
-from sparring.attacks._problem import Options, Preprocessing, Problem
+from sparring.attacks._problem import Backward, Options, Preprocessing, Problem
 from sparring.attacks._result import AttackResult
 from sparring.attacks._search import Best, run
 from sparring.gradients import Lowered
@@ -26,6 +26,8 @@ def fgsm(
     targets: Tensor | None = None,
     bounds: Bounds = (0.0, 1.0),
     preprocessing: Preprocessing | None = None,
+    eot: int = 1,
+    backward: Backward | None = None,
     batch_size: int | None = None,
     return_result: bool = False,
 ) -> Tensor | AttackResult:
@@ -45,8 +47,9 @@ def fgsm(
         return best
 
     options = Options(
-        eps, norm, targets, bounds, loss, preprocessing, batch_size=batch_size, return_result=return_result
-    )
+        eps, norm, targets, bounds, loss, preprocessing, batch_size=batch_size, return_result=return_result, eot=eot,
+        backward=backward,
+    )  # fmt: skip
     return run(model, inputs, labels, one_step, options)
 
 
@@ -60,11 +63,13 @@ def fgm(
     targets: Tensor | None = None,
     bounds: Bounds = (0.0, 1.0),
     preprocessing: Preprocessing | None = None,
+    eot: int = 1,
+    backward: Backward | None = None,
     batch_size: int | None = None,
     return_result: bool = False,
 ) -> Tensor | AttackResult:
     """Fast gradient method: ``x + eps grad / |grad|_2``, clipped to the bounds; :func:`fgsm` with norm 2."""
     return fgsm(
         model, inputs, labels, eps=eps, norm=2, loss=loss, targets=targets, bounds=bounds, preprocessing=preprocessing,
-        batch_size=batch_size, return_result=return_result,
+        eot=eot, backward=backward, batch_size=batch_size, return_result=return_result,
     )  # fmt: skip

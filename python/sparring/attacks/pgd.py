@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparring.attacks._norms import Ball, Bounds, L1Ball, Norm, norm_name
-from sparring.attacks._problem import Options, Preprocessing, Query, positive, step_count
+from sparring.attacks._problem import Backward, Options, Preprocessing, Query, positive, step_count
 from sparring.attacks._result import AttackResult
 from sparring.attacks._search import Moves, Stage, search
 from sparring.gradients import Lowered
@@ -48,6 +48,8 @@ def pgd(
     targets: Tensor | None = None,
     bounds: Bounds = (0.0, 1.0),
     preprocessing: Preprocessing | None = None,
+    eot: int = 1,
+    backward: Backward | None = None,
     early_stop: bool = False,
     keep_finished: bool = False,
     batch_size: int | None = None,
@@ -75,7 +77,7 @@ def pgd(
     _check_k(k)
     options = Options(
         eps, norm, targets, bounds, loss, preprocessing, restarts, random_start, early_stop, keep_finished, batch_size,
-        generator, return_result,
+        generator, return_result, eot, backward,
     )  # fmt: skip
 
     def begin(ball: Ball, start: Tensor, steps: int, previous: Moves | None) -> Moves:
@@ -99,6 +101,8 @@ def slide(
     targets: Tensor | None = None,
     bounds: Bounds = (0.0, 1.0),
     preprocessing: Preprocessing | None = None,
+    eot: int = 1,
+    backward: Backward | None = None,
     early_stop: bool = False,
     keep_finished: bool = False,
     batch_size: int | None = None,
@@ -124,8 +128,8 @@ def slide(
     return pgd(
         model, inputs, labels, eps=eps, norm=1, steps=steps, step_size=step_size, k=1 - quantile, restarts=restarts,
         random_start=random_start, loss=loss, targets=targets, bounds=bounds, preprocessing=preprocessing,
-        early_stop=early_stop, keep_finished=keep_finished, batch_size=batch_size, generator=generator,
-        return_result=return_result,
+        eot=eot, backward=backward, early_stop=early_stop, keep_finished=keep_finished, batch_size=batch_size,
+        generator=generator, return_result=return_result,
     )  # fmt: skip
 
 

@@ -36,18 +36,21 @@ def home_of(model: nn.Module) -> Home:
 
 
 @contextmanager
-def explained(model: object, inputs: Tensor, name: str) -> Iterator[None]:
-    """Where torch fails because a model is of another dtype or device than its inputs: an error that says so."""
+def explained(model: object, inputs: Tensor, name: str, called: str = "the model") -> Iterator[None]:
+    """Where torch fails because a model is of another dtype or device than its inputs: an error that says so.
+
+    `name` is what the inputs are called there, `called` what the model is.
+    """
     try:
         yield
     except RuntimeError as error:
         module = getattr(model, "model", model)  # of what was lowered
         home = home_of(module) if isinstance(module, nn.Module) else Home(None, None)
         if home.device not in (None, inputs.device):
-            text = f"{name} is on device '{inputs.device}', but the model on '{home.device}'; nothing is moved"
+            text = f"{name} is on device '{inputs.device}', but {called} on '{home.device}'; nothing is moved"
             raise ValueError(text) from error
         if home.dtype not in (None, inputs.dtype) and "type" in str(error):
             verb = "are" if name.endswith("s") else "is"
-            text = f"{name} {verb} {inputs.dtype}, but the model is {home.dtype}; both must have the same dtype"
+            text = f"{name} {verb} {inputs.dtype}, but {called} is {home.dtype}; both must have the same dtype"
             raise TypeError(text) from error
         raise
