@@ -48,23 +48,26 @@ generator
 return_result
     False: return the adversarial inputs alone. True: an `AttackResult`.
 
-`lbfgs` has no `eps`: it looks for the nearest point that fools the model. Every returned point is in the bounds and
+Attacks of the smallest perturbation have no `eps`: they look for the nearest point that fools the model. `minimal` runs
+the best for a norm; `alma`, `ddn`, `pdpgd`, `fab`, `lbfgs` and `sigma_zero` are single ones. Every returned point is in the bounds and
 within `eps` when measured in float64. No example depends on another one, but
 for the rounding of the model's own arithmetic.
 """
 
 from sparring.attacks._evolve import Evolution, evolve
 from sparring.attacks._result import AttackResult, GradientMaskingWarning
-from sparring.attacks.apgd import LARGE_EPS, apgd
+from sparring.attacks.apgd import INWARD, LARGE_EPS, apgd
 from sparring.attacks.evolution import differential_evolution, evolve_images
 from sparring.attacks.fgsm import fgm, fgsm
 from sparring.attacks.lbfgs import lbfgs
+from sparring.attacks.minimum_norm import alma, ddn, fab, minimal, pdpgd, sigma_zero
 from sparring.attacks.noise import gaussian_noise, uniform_noise
 from sparring.attacks.pgd import pgd, slide
 from sparring.attacks.recovery import Method, Recovery, recover
 from sparring.attacks.straight_through import StraightThrough
 
 __all__ = [
+    "INWARD",
     "LARGE_EPS",
     "AttackResult",
     "Evolution",
@@ -72,16 +75,22 @@ __all__ = [
     "Method",
     "Recovery",
     "StraightThrough",
+    "alma",
     "apgd",
+    "ddn",
     "differential_evolution",
     "evolve",
     "evolve_images",
+    "fab",
     "fgm",
     "fgsm",
     "gaussian_noise",
     "lbfgs",
+    "minimal",
+    "pdpgd",
     "pgd",
     "recover",
+    "sigma_zero",
     "slide",
     "uniform_noise",
 ]

@@ -245,7 +245,12 @@ def examples(
     labels = _classes(labels, "labels", inputs)
     targets = None if options.targets is None else _classes(options.targets, "targets", inputs)
     with torch.inference_mode(False):
-        return inputs.detach().clone(memory_format=torch.contiguous_format), labels, targets, _eps(options.eps, inputs)
+        return (
+            inputs.detach().clone(memory_format=torch.contiguous_format),
+            labels,
+            targets,
+            eps_of(options.eps, inputs),
+        )
 
 
 def bounds_of(bounds: Bounds) -> tuple[float, float]:
@@ -261,7 +266,7 @@ def bounds_of(bounds: Bounds) -> tuple[float, float]:
     return low, high
 
 
-def _eps(eps: float | Tensor, inputs: Tensor) -> Tensor:
+def eps_of(eps: float | Tensor, inputs: Tensor) -> Tensor:
     try:
         if isinstance(eps, Tensor) and eps.is_complex():
             raise TypeError("complex")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -37,6 +39,16 @@ class AttackResult:
     loss: Tensor
     steps_used: Tensor
     bad_grad: Tensor
+
+    def accuracy_at(self, eps: float | Sequence[float] | Tensor) -> Tensor:
+        """The share of the examples that no point within eps fools, float64 of the shape of `eps`.
+
+        The curve of robust accuracy over eps, where the attack looks for the nearest point
+        (`sparring.attacks.minimal`). An example that the model gets wrong as it is counts as fooled at any eps.
+        """
+        radii = torch.as_tensor(eps, dtype=torch.float64, device=self.distance.device)
+        near = torch.where(self.success, self.distance, torch.inf)
+        return (near > radii[..., None]).double().mean(-1)
 
     def __len__(self) -> int:
         return self.adv.shape[0]

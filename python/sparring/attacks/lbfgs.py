@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from sparring import losses
 from sparring.attacks._box_lbfgs import CONVERGED, MOST_PAIRS, PENALTIES, REJECTED, BoxLbfgs
-from sparring.attacks._norms import Ball, Bounds
+from sparring.attacks._norms import Bounds
 from sparring.attacks._problem import Options, Preprocessing, Problem, bounds_of, check_inputs, positive, step_count
 from sparring.attacks._result import AttackResult
-from sparring.attacks._search import Best, run
+from sparring.attacks._search import run
 from sparring.attacks._seeds import example_seeds
+from sparring.attacks.minimum_norm.hunt import Nearest, margins
 from sparring.gradients import Lowered
 from sparring.losses import Loss
 
@@ -25,10 +26,10 @@ WIDEN, WIDEN_AGAIN = 4.0, 1.5
 """Factor between weights of the penalty until one succeeds and another fails; and where an earlier search ended."""
 EMPTY_HANDED = 24
 """Weights that may fail one after the other before an example is given up."""
+MARGIN, SCALES = 40.0, (1e-6, 1e6)
+"""What `sharpness=None` makes of the margin at the inputs, by factors of the logits in this range."""
 SETTLED_SHARE = 0.8
 """Examples leave the batch when not more than this share of it is still going."""
-ROUNDING = 64
-"""Units in the last place of the largest logit by which a target has to lead."""
 GLANCE = 8
 """Steps between two looks at which examples are done; each makes a GPU wait."""
 
@@ -73,24 +74,6 @@ class WeightSearch:
                 setattr(self, name, value[rows])
 
 
-class Nearest(Best):
-    """For every example the nearest point that fools the model; the input itself where none was found."""
-
-    def __init__(self, ball: Ball) -> None:
-        super().__init__(ball, 0)
-        self.nearest = ball.inputs.clone()
-        self.distance = torch.full_like(self.loss, math.inf)
-
-    def points(self, ball: Ball) -> Tensor:
-        return self.nearest
-
-    def note(self, rows: Tensor, found: BoxLbfgs) -> None:
-        """Take over what was found for the examples `rows`, where it is nearer than what was known."""
-        nearer = found.best_distance < self.distance[rows]
-        at = rows[nearer]
-        self.nearest[at], self.distance[at] = found.best[nearer], found.best_distance[nearer]
-
-
 class Answer(NamedTuple):
     """The model's at a point: what is to rise, its gradient, and the margin, above 0 where the aim is reached."""
 
@@ -110,6 +93,7 @@ class Settings:
     tolerance: float
     history: int
     sharpness: tuple[float, ...]
+    relative: bool
 
 
 def lbfgs(
@@ -125,7 +109,7 @@ def lbfgs(
     tolerance: float | None = None,
     history: int = 5,
     loss: Loss = "ce",
-    sharpness: Sequence[float] = (1.0,),
+    sharpness: Sequence[float] | None = None,
     bounds: Bounds = (0.0, 1.0),
     preprocessing: Preprocessing | None = None,
     batch_size: int | None = None,
@@ -160,8 +144,10 @@ def lbfgs(
         inputs.
     sharpness
         Factors of the logits before the loss, one search after the other, each from where the last one ended. A
-        cross-entropy weighs all classes, also those that are no obstacle: with ten of them the points it leads to lie a
-        few per cent beyond the nearest. (1, 10, 100) comes to about a thousandth, in three times the steps.
+        cross-entropy weighs all classes, also those that are no obstacle: where logits are small, or classes many, the
+        points that it leads to lie beyond the nearest. None: a factor for each example that makes its margin at the
+        input 40, so that the logits' own scale does not matter. (1,) is the paper's; (1, 10, 100) takes three times the
+        steps.
     generator
         Draws random targets; None: one with seed 0.
 
@@ -178,7 +164,16 @@ def lbfgs(
     choice = targets if isinstance(targets, str) else None
     if tolerance is None:
         tolerance = 1e-9 if inputs.dtype is torch.float64 else 1e-6
-    settings = Settings(penalty, step_count(steps), weights, weight_tolerance, tolerance, history, tuple(sharpness))
+    settings = Settings(
+        penalty,
+        step_count(steps),
+        weights,
+        weight_tolerance,
+        tolerance,
+        history,
+        (1.0,) if sharpness is None else tuple(sharpness),
+        sharpness is None,
+    )
     _check(settings, choice)
     reach = max(1.0, (high - low) * inputs[:1].numel())  # no limit: every point of the box is nearer
     options = Options(
@@ -199,13 +194,14 @@ def lbfgs(
 def _approach(problem: Problem, settings: Settings, nearest: Nearest) -> None:
     """Find the nearest point of every example that is of the class it aims at."""
     found = Nearest(problem.ball)
-    answer = _ask(problem, problem.ball.inputs, settings.sharpness[0])
+    scale = _unit(problem) if settings.relative else torch.ones_like(problem.ball.eps, dtype=problem.ball.inputs.dtype)
+    answer = _ask(problem, problem.ball.inputs, settings.sharpness[0] * scale)
     weight, hopeless = _first_weight(settings.penalty, answer)
     fooled = answer.margin > 0
     found.distance[fooled] = 0
     done, widen = hopeless | fooled, WIDEN
     for sharpness in settings.sharpness:
-        weight = _minimise(problem, settings, found, sharpness, weight, done, widen)
+        weight = _minimise(problem, settings, found, sharpness * scale, weight, done, widen)
         widen = WIDEN_AGAIN
     nearer = found.distance < nearest.distance
     nearest.nearest[nearer], nearest.distance[nearer] = found.nearest[nearer], found.distance[nearer]
@@ -214,7 +210,7 @@ def _approach(problem: Problem, settings: Settings, nearest: Nearest) -> None:
 
 
 def _minimise(
-    problem: Problem, settings: Settings, found: Nearest, sharpness: float, weight: Tensor, done: Tensor, widen: float
+    problem: Problem, settings: Settings, found: Nearest, sharpness: Tensor, weight: Tensor, done: Tensor, widen: float
 ) -> Tensor:
     """Search the weights of all examples that are not `done`, from what was found so far; returns the last ones."""
     ball, last = problem.ball, weight.clone()
@@ -231,31 +227,34 @@ def _minimise(
         if step % GLANCE == 0 or step == settings.steps:
             going = (~search.done).nonzero()[:, 0]
             if len(going) <= SETTLED_SHARE * len(at) or step == settings.steps:
-                found.note(at, descent)
+                found.note(at, descent.best, descent.best_distance)
                 last[at] = search.weight
                 if len(going) == 0:
                     break
-                at, problem, verdict = at[going], problem.rows(going), verdict[going]
+                at, problem, verdict, sharpness = at[going], problem.rows(going), verdict[going], sharpness[going]
                 search.keep(going)
                 descent.keep(going)
         descent.advance(search.weight, (verdict != REJECTED) & ~search.done)
     return last
 
 
-def _ask(problem: Problem, points: Tensor, sharpness: float) -> Answer:
-    """The model's answer, with a loss of logits that are multiplied by `sharpness`, divided by it."""
-    loss = problem.loss
-    if sharpness != 1:
-        aimed = problem.aims is not None
+def _ask(problem: Problem, points: Tensor, sharpness: Tensor) -> Answer:
+    """The model's answer, with a loss of logits that are multiplied by `sharpness` (B,), divided by it."""
 
-        def loss(logits: Tensor, classes: Tensor) -> Tensor:
-            return losses.value(problem.loss, sharpness * logits, classes, classes if aimed else None) / sharpness
+    def loss(logits: Tensor, classes: Tensor) -> Tensor:
+        factor = sharpness.to(logits.dtype)
+        aims = classes if problem.aims is not None else None
+        return losses.value(problem.loss, factor[:, None] * logits, classes, aims) / factor
 
     found = problem.ask(points, loss)
-    margin = losses.value("margin", found.logits, problem.labels, problem.aims)
-    # Less what rounding may change when the same point is judged again, in a batch of another size.
-    slack = ROUNDING * torch.finfo(margin.dtype).eps * found.logits.abs().amax(1)
-    return Answer(found.grad, found.loss, margin - slack)
+    return Answer(found.grad, found.loss, margins(problem, found.logits))
+
+
+def _unit(problem: Problem) -> Tensor:
+    """The factors (B,) of the logits at which the margin at the inputs is `MARGIN`."""
+    logits = problem.logits(problem.ball.inputs)
+    margin = losses.value("margin", logits, problem.labels, problem.aims).abs()
+    return (MARGIN / margin).clamp(*SCALES)
 
 
 def _first_weight(penalty: str, answer: Answer) -> tuple[Tensor, Tensor]:
