@@ -49,9 +49,9 @@ return_result
     False: return the adversarial inputs alone. True: an `AttackResult`.
 
 Attacks of the smallest perturbation have no `eps`: they look for the nearest point that fools the model. `minimal` runs
-the best for a norm; `alma`, `ddn`, `pdpgd`, `fab`, `lbfgs` and `sigma_zero` are single ones. Every returned point is in the bounds and
-within `eps` when measured in float64. No example depends on another one, but
-for the rounding of the model's own arithmetic.
+the best for a norm; `alma`, `ddn`, `pdpgd`, `fab`, `lbfgs` and `sigma_zero` are single ones. Every returned point is in
+the bounds and within `eps` when measured in float64. No example depends on another one, but for the rounding of the
+model's own arithmetic.
 """
 
 from sparring.attacks._evolve import Evolution, evolve

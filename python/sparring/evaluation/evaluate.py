@@ -38,7 +38,8 @@ def evaluate(
     eps: Sizes | Mapping[Any, Sizes] | None = None,
     bounds: tuple[float, float] = (0.0, 1.0),
     preprocessing: Mapping[str, Any] | nn.Module | None = None,
-    worst_case: bool = False,
+    worst_case: bool | None = None,
+    full: bool = False,
     batch_size: int = 250,
     seed: int = 0,
     tolerance: float = 1e-5,
@@ -77,7 +78,11 @@ def evaluate(
         The range of `x`, and what stands between it and the model: ``{"mean": ..., "std": ...}`` or a module.
     worst_case
         Attack only examples that no earlier attack under the same threat model fooled, as AutoAttack does: faster, and
-        the same worst case; but then a row's accuracy is what is left after it and the attacks before it.
+        the same worst case; but then a row's accuracy is what is left after it and the attacks before it. Noise, single
+        steps and the first attack after them run on all examples even so, to be compared. None: for the default
+        attacks, unless `full`.
+    full
+        Run every attack on all examples that are classified correctly.
     batch_size
         Examples attacked at a time.
     seed
@@ -108,6 +113,9 @@ def evaluate(
     module = model.model if isinstance(model, Lowered) else model
     if not isinstance(module, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, or what was lowered from one, not {type(module).__name__}")
+    if full and worst_case:
+        raise ValueError("full and worst_case exclude each other: every attack on all examples, or on what is left")
+    only_left = (attacks is None and not full) if worst_case is None else worst_case
     _check(x, y, bounds, batch_size, seed, tolerance, keep)
     x, y = x.detach().clamp(*bounds), y.long()  # attacks would start in the bounds too
     home = home_of(module)
@@ -130,6 +138,7 @@ def evaluate(
         predictions = logits.argmax(1)
         correct = predictions == y
         standing: dict[Key, Tensor] = {}
+        compared: set[Key] = set()  # threat models under which an attack of many steps ran
         rows: list[AttackRow] = []
         failures: list[Exception] = []
         for number, plan in enumerate(plans):
@@ -138,14 +147,18 @@ def evaluate(
                 if on_progress is not None:
                     on_progress(Progress(number + done, len(plans), f"{plan.name}, {plan.threat}"))
 
-            attacked = standing.get(plan.key, correct) if worst_case else correct
+            simple = plan.kind in ("noise", "one-step")
+            on_all = simple or plan.key not in compared or not only_left
+            attacked = correct if on_all else standing.get(plan.key, correct)
+            if not simple:
+                compared.add(plan.key)
             trial = _Trial(plan, lowered, judge, x, y, bounds, tolerance, keep)
             row = trial.run(attacked, batch_size, functools.partial(stream, seed, "attack", plan.name), on_share)
             if trial.failure is not None:
                 failures.append(trial.failure)
                 if len(failures) == len(plans):
                     raise failures[0]
-            standing[plan.key] = attacked & row.robust.to(attacked.device)
+            standing[plan.key] = standing.get(plan.key, correct) & ~row.fooled.to(correct.device)
             rows.append(row)
             if on_row is not None:
                 on_row(row)
@@ -155,7 +168,7 @@ def evaluate(
     for line in found:
         warnings.warn(line, GradientMaskingWarning, stacklevel=2)
     found += [f"{row.name} ({row.threat}) could not run: {row.error}" for row in rows if row.error is not None]
-    return Evaluation(y.cpu(), predictions.cpu(), rows, found, seed, bounds, worst_case)
+    return Evaluation(y.cpu(), predictions.cpu(), rows, found, seed, bounds, only_left)
 
 
 class _Trial:
@@ -248,10 +261,12 @@ class _Trial:
         low, high, beyond = *self.bounds, slack(self.bounds)
         inside = ((adv >= low - beyond) & (adv <= high + beyond)).flatten(1).all(1)  # NaN is outside
         feasible = inside & (distance <= eps * (1 + self.tolerance))
-        self.overrun = max(self.overrun, float((distance - eps).nan_to_num(0.0).max()))
+        if not self.plan.nearest:
+            self.overrun = max(self.overrun, float((distance - eps).nan_to_num(0.0).max()))
         prediction = _logits(self.judge, adv).argmax(1)
         fooled = feasible & (prediction != y)
-        self.fooled[rows], self.infeasible[rows] = fooled, ~feasible
+        self.fooled[rows] = fooled
+        self.infeasible[rows] = ~inside if self.plan.nearest else ~feasible  # the nearest point may be too far
         success = getattr(result, "success", None)
         if isinstance(success, Tensor):
             self.unconfirmed += int((success.bool() & feasible & ~fooled).sum())

@@ -23,12 +23,16 @@ Entry = str | Callable[..., Any] | tuple[str | Callable[..., Any], Mapping[str, 
 
 @dataclass(frozen=True)
 class Known:
-    """An attack that goes by a name: a function of `sparring.attacks`, settings, and the norms it works in."""
+    """An attack that goes by a name: a function of `sparring.attacks`, settings, and the norms it works in.
+
+    One that is `nearest` looks for the smallest perturbation, and may return one beyond eps.
+    """
 
     function: str
     kind: Kind
     options: Mapping[str, Any] = field(default_factory=dict)
     norms: tuple[str, ...] = ("Linf", "L2", "L1")
+    nearest: bool = False
 
 
 NAMES: Mapping[str, Known] = {
@@ -43,15 +47,31 @@ NAMES: Mapping[str, Known] = {
     "apgd-margin": Known("apgd", "iterative", {"loss": "margin"}),
     "apgd-dlr": Known("apgd", "iterative", {"loss": "dlr"}),
     "apgd-t": Known("apgd", "iterative", {"loss": "dlr", "target_classes": 9}),
+    "minimal": Known("minimal", "iterative", norms=("Linf", "L2", "L1", "L0", "pixels"), nearest=True),
+    "alma": Known("alma", "iterative", norms=("L2", "L1"), nearest=True),
+    "ddn": Known("ddn", "iterative", nearest=True),
+    "pdpgd": Known("pdpgd", "iterative", norms=("L2", "L1"), nearest=True),
+    "fab": Known("fab", "iterative", nearest=True),
+    "fab-t": Known("fab", "iterative", {"target_classes": 9}, nearest=True),
+    "sigma-zero": Known("sigma_zero", "iterative", norms=("L0", "pixels"), nearest=True),
 }
-"""The names that `attacks` may hold. apgd-t aims at each of the nine likeliest wrong classes."""
+"""The names that `attacks` may hold. apgd-t and fab-t aim at each of the nine likeliest wrong classes."""
 
-BATTERIES: Mapping[str, tuple[str, ...]] = {
-    "Linf": ("noise", "fgsm", "pgd", "apgd-ce", "apgd-t"),
-    "L2": ("noise", "fgm", "apgd-ce", "apgd-t"),
-    "L1": ("noise", "slide", "apgd-ce", "apgd-t"),
-}
-"""What runs by default in each norm: two weak attacks, which must not do better than the strong ones that follow."""
+BATTERIES: Mapping[str, tuple[Entry, ...]] = {
+    "Linf": ("noise", "fgsm", "apgd-ce", ("minimal", {"steps": 100}), ("apgd-t", {"target_classes": 5})),
+    "L2": (
+        "noise", "fgm", "apgd-ce", ("apgd-ce", {"name": "apgd-ce inward", "schedule": library.INWARD}),
+        ("minimal", {"steps": 300}), ("apgd-t", {"target_classes": 3, "schedule": library.INWARD}),
+    ),
+    "L1": (
+        "noise", "slide", ("apgd-ce", {"restarts": 3}), ("minimal", {"steps": 160}),
+        ("apgd-t", {"target_classes": 5}), "pdpgd",
+    ),
+}  # fmt: skip
+"""The standard audit in each norm: two weak attacks, which must not do better than the strong ones, and these.
+
+Drawn on networks trained with and without attacks; see `docs/evaluation.md` for what each finds, and in how many steps.
+"""
 
 
 @dataclass(frozen=True)
@@ -65,6 +85,7 @@ class Plan:
     eps: Eps
     options: Mapping[str, Any]
     accepts: frozenset[str]
+    nearest: bool = False
     shown: str = ""  # eps in words, told apart from those of other threat models; empty: `eps_name`
 
     @property
@@ -167,11 +188,12 @@ def _told_apart(plans: list[Plan]) -> list[Plan]:
     return [replace(plan, shown=names[plan.key]) for plan in plans]
 
 
-def _for_few_classes(name: str, outputs: int) -> Entry:
+def _for_few_classes(entry: Entry, outputs: int) -> Entry:
     """The targeted loss needs four outputs; below, the margin of the two likeliest says the same."""
-    if name != "apgd-t" or outputs > 9:
-        return name
-    return ("apgd-t", {"target_classes": outputs - 1}) if outputs >= 4 else "apgd-margin"
+    attack, options = _taken_apart(entry)
+    if attack != "apgd-t" or outputs >= 4:
+        return entry
+    return "apgd-margin", {key: value for key, value in options.items() if key != "target_classes"}
 
 
 def _plans(entry: Entry, threats: Sequence[tuple[str, Eps]], default: str, count: int) -> list[Plan]:
@@ -181,10 +203,12 @@ def _plans(entry: Entry, threats: Sequence[tuple[str, Eps]], default: str, count
         if attack not in NAMES:
             raise ValueError(f"attacks: there is no {attack!r}; there are {', '.join(NAMES)}, or pass a function")
         known = NAMES[attack]
-        call, name, kind, norms = getattr(library, known.function), attack, known.kind, known.norms
+        call, name, kind, norms, nearest = (
+            getattr(library, known.function), attack, known.kind, known.norms, known.nearest
+        )  # fmt: skip
         options = {**known.options, **options}
     else:
-        call, name, kind, norms = attack, *_described(attack)
+        call, name, kind, norms, nearest = attack, *_described(attack)
         bound: dict[str, Any] = attack.keywords if isinstance(attack, functools.partial) else {}
         options = {**bound, **options}
     name = str(options.pop("name", name))
@@ -213,7 +237,7 @@ def _plans(entry: Entry, threats: Sequence[tuple[str, Eps]], default: str, count
         raise ValueError(f"attack {name!r} works in {norm or ' and '.join(norms)}: give eps for that norm")
     if not chosen:
         raise ValueError(f"attack {name!r}: eps is missing; give evaluate(..., eps=...) or ({name!r}, {{'eps': ...}})")
-    return [Plan(name, kind, call, norm_, eps_, options, accepts) for norm_, eps_ in chosen]
+    return [Plan(name, kind, call, norm_, eps_, options, accepts, nearest) for norm_, eps_ in chosen]
 
 
 def _taken_apart(entry: Entry) -> tuple[str | Callable[..., Any], dict[str, Any]]:
@@ -233,16 +257,16 @@ def _taken_apart(entry: Entry) -> tuple[str | Callable[..., Any], dict[str, Any]
     return attack, options
 
 
-def _described(attack: Callable[..., Any]) -> tuple[str, Kind, tuple[str, ...]]:
-    """Name, kind and norms of a function; those of other libraries are of kind "other", their norms unknown."""
+def _described(attack: Callable[..., Any]) -> tuple[str, Kind, tuple[str, ...], bool]:
+    """Name, kind, norms of a function, and if it is `nearest`; others' are of kind "other", their norms unknown."""
     function = attack
     while isinstance(function, functools.partial):
         function = function.func
     name = str(getattr(function, "__name__", type(function).__name__))
     for known in NAMES.values():
         if getattr(library, known.function, None) is function:
-            return name, known.kind, known.norms
-    return name, "other", ()
+            return name, known.kind, known.norms, known.nearest
+    return name, "other", (), False
 
 
 def _check_eps(name: str, eps: Any, count: int) -> Eps:

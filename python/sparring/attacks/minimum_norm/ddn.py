@@ -64,7 +64,7 @@ def moved_in(hunt: Hunt, delta: Tensor, grad: Tensor, radius: Tensor, step: Tens
 
 
 def one_round(hunt: Hunt, steps: int, aims: Tensor | None, wide: float, pace: Pace) -> None:
-    """A search from outside in, beginning in a ball of `wide` times the distance known, or else promised by the gradient."""
+    """A search from outside in; the first ball has `wide` times the distance known, or promised by the gradient."""
     start = hunt.ask(torch.zeros_like(hunt.inputs), hunt.aiming(aims))
     known = torch.where(hunt.distance.isfinite(), hunt.distance, linear_distance(hunt, start))
     radius = (wide * known).clamp(max=WIDEST * diameter(hunt))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sparring.attacks._norms import Bounds, Norm
 from sparring.attacks._problem import Backward, Preprocessing
 from sparring.attacks._result import AttackResult
-from sparring.attacks.minimum_norm._halfspace import project_halfspace_box
+from sparring.attacks.minimum_norm.halfspace import project_halfspace_box
 from sparring.attacks.minimum_norm.hunt import Answer, Hunt, counted, hunted, likeliest_others, only
 from sparring.gradients import Lowered
 
@@ -29,7 +29,7 @@ def to_boundary(hunt: Hunt, delta: Tensor, answer: Answer, beyond: float = 0.0) 
 
 
 def sharpen(hunt: Hunt, steps: int) -> None:
-    """From the nearest points so far towards the nearest points of the boundary there, by as much as brings them nearer.
+    """From the nearest points so far towards the nearest points of the boundary there, as far as they come nearer.
 
     Sequential quadratic programming: a step that does not lead to a nearer fooling point is shortened to a third of
     its length, one that does is followed by one twice as long.
@@ -67,7 +67,7 @@ def towards(hunt: Hunt, steps: int, aims: Tensor | None) -> None:
         answer = hunt.ask(delta, loss)
         from_input = to_boundary(hunt, delta, answer)
         here = ball.points(delta)
-        from_here: Tensor = project_halfspace_box(
+        from_here = project_halfspace_box(
             answer.grad * ball.column(-answer.loss.sign()), answer.loss.double().abs(), here, ball.name, ball.bounds
         )
         near, far = ball.length(from_here.double()), ball.length(from_input.double())

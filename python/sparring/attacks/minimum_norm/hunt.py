@@ -1,4 +1,4 @@
-"""What attacks of the smallest perturbation share: who is hunted, how the model is asked, and the nearest point so far."""
+"""What attacks of the smallest perturbation share: how they ask the model, and the nearest point of each example."""
 
 from __future__ import annotations
 

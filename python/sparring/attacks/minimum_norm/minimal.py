@@ -80,8 +80,8 @@ def minimal(
 ) -> Tensor | AttackResult:
     """The nearest points that the model takes for another class, in L2, L1, Linf or L0.
 
-    In rounds, of which each begins anew, some of them aimed at one of the likeliest other classes: of ALMA in L2, of DDN
-    from outside in (L1 and Linf), then of steps along the boundary; of sigma-zero in L0.
+    In rounds, of which each begins anew, some of them aimed at one of the likeliest other classes: of ALMA in L2, of
+    DDN from outside in (L1 and Linf), then of steps along the boundary; of sigma-zero in L0.
     ``AttackResult.accuracy_at`` turns the result into a curve of robust accuracy over eps.
 
     Parameters
@@ -116,7 +116,6 @@ def minimal(
             spent += share
 
     return hunted(
-        model, inputs, labels, approach, norm=name, targets=targets, bounds=bounds, preprocessing=preprocessing, eot=eot,
-        backward=backward, batch_size=batch_size, return_result=return_result,
-        enough=eps,
+        model, inputs, labels, approach, norm=name, targets=targets, bounds=bounds, preprocessing=preprocessing,
+        eot=eot, backward=backward, batch_size=batch_size, return_result=return_result, enough=eps,
     )  # fmt: skip

@@ -49,7 +49,7 @@ def primal_dual(hunt: Hunt, steps: int, rate: float) -> None:
 
 
 def _proximal(hunt: Hunt, ahead: Tensor, metric: Tensor, threshold: Tensor) -> Tensor:
-    """Towards the minimum of ``threshold |v| + sum metric (v - ahead)^2 / 2`` in the box, in a few steps from `ahead`."""
+    """From `ahead` towards the minimum of ``threshold |v| + sum metric (v - ahead)^2 / 2`` in the box, a few steps."""
     ball = hunt.ball
     column = ball.column(threshold)
     ahead = ball.points(ahead) - hunt.inputs
