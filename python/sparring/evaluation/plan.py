@@ -58,7 +58,10 @@ NAMES: Mapping[str, Known] = {
 """The names that `attacks` may hold. apgd-t and fab-t aim at each of the nine likeliest wrong classes."""
 
 BATTERIES: Mapping[str, tuple[Entry, ...]] = {
-    "Linf": ("noise", "fgsm", "apgd-ce", ("minimal", {"steps": 100}), ("apgd-t", {"target_classes": 5})),
+    "Linf": (
+        "noise", "fgsm", "apgd-ce", ("minimal", {"steps": 100}), ("apgd-margin", {"restarts": 3}),
+        ("apgd-t", {"steps": 30}),
+    ),
     "L2": (
         "noise", "fgm", "apgd-ce", ("apgd-ce", {"name": "apgd-ce inward", "schedule": library.INWARD}),
         ("minimal", {"steps": 300}), ("apgd-t", {"target_classes": 3, "schedule": library.INWARD}),
@@ -191,8 +194,10 @@ def _told_apart(plans: list[Plan]) -> list[Plan]:
 def _for_few_classes(entry: Entry, outputs: int) -> Entry:
     """The targeted loss needs four outputs; below, the margin of the two likeliest says the same."""
     attack, options = _taken_apart(entry)
-    if attack != "apgd-t" or outputs >= 4:
+    if attack != "apgd-t" or outputs > 9:
         return entry
+    if outputs >= 4:
+        return attack, {**options, "target_classes": min(outputs - 1, options.get("target_classes", outputs))}
     return "apgd-margin", {key: value for key, value in options.items() if key != "target_classes"}
 
 
