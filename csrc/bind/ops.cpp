@@ -40,6 +40,24 @@ std::int64_t project_l1_box(Place place, std::int64_t rows, std::int64_t n, Addr
 }
 
 template <class Real>
+std::int64_t project_l0_box(Place place, std::int64_t rows, std::int64_t n, std::int64_t channels, Address delta,
+                            std::int64_t delta_stride, Address x, std::int64_t x_stride, Address k, std::int64_t k_value, double lo,
+                            double hi, Address out, std::int64_t out_stride, Address scratch, Address bad_row) {
+  ProjectL0Box<Real> args{rows,
+                          n,
+                          channels,
+                          {at<const Real>(delta), delta_stride},
+                          {at<const Real>(x), x_stride},
+                          {at<const std::int64_t>(k), k_value},
+                          Real(lo),
+                          Real(hi),
+                          {at<Real>(out), out_stride},
+                          {at<double>(scratch), n / channels},
+                          nullptr};
+  return run(args, place, bad_row);
+}
+
+template <class Real>
 std::int64_t l1_step(Place place, std::int64_t rows, std::int64_t n, Address delta, std::int64_t delta_stride, Address grad,
                      std::int64_t grad_stride, Address x, std::int64_t x_stride, Address eps, double eps_value, Address step_size,
                      double step_size_value, Address k, std::int64_t k_value, double lo, double hi, Address out,
@@ -95,6 +113,7 @@ std::int64_t recovery_step(Place place, std::int64_t rows, std::int64_t n, Addre
 void bind_ops(py::module_& m) {
   m.attr("NO_ROW") = kNoRow;
   define(m, "project_l1_box", &project_l1_box<float>, &project_l1_box<double>);
+  define(m, "project_l0_box", &project_l0_box<float>, &project_l0_box<double>);
   define(m, "l1_step", &l1_step<float>, &l1_step<double>);
   define(m, "recovery_step", &recovery_step<float>, &recovery_step<double>);
 }

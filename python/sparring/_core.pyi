@@ -28,6 +28,28 @@ def project_l1_box(
     bad_row: int,
     /,
 ) -> int: ...
+def project_l0_box(
+    is_double: bool,
+    device: int,
+    stream: int,
+    threads: int,
+    rows: int,
+    n: int,
+    channels: int,
+    delta: int,
+    delta_stride: int,
+    x: int,
+    x_stride: int,
+    k: int,
+    k_value: int,
+    lo: float,
+    hi: float,
+    out: int,
+    out_stride: int,
+    scratch: int,
+    bad_row: int,
+    /,
+) -> int: ...
 def l1_step(
     is_double: bool,
     device: int,

@@ -52,6 +52,48 @@ def project_l1_box(delta: Array, x: Array, eps: Any, bounds: Any, out: Array | N
     return bridge.like(target.tensor, delta) if out is None else out
 
 
+def project_l0_box(
+    delta: Array, x: Array, k: Any, bounds: Any, channels: Any, out: Array | None, check_finite: bool
+) -> Array:
+    d, points = bridge.as_tensor(delta, "delta"), bridge.as_tensor(x, "x")
+    bridge.check_batch(d, "delta")
+    bridge.check_like(points, "x", d, "delta")
+    place = bridge.place_of(d, "delta")
+    rows, n = bridge.shape_of(d)
+    channels = arguments.channels_of(channels, n)
+    places = n // channels
+    count = arguments.coordinates(k, d, places, least=0)
+    lo, hi = arguments.bounds_of(bounds, d.dtype)
+    rows_d, rows_x = bridge.input_rows(d, "delta", rows, n), bridge.input_rows(points, "x", rows, n)
+    target = _target(out, d, rows_d, {"x": rows_x, "k": count.tensor})
+    scratch = bridge.scratch_for(place, d, places, torch.float64)
+    status = bridge.status_for(place, d, check_finite)
+    bad = bridge.native.project_l0_box(
+        d.dtype is torch.float64,
+        *place,
+        rows,
+        n,
+        channels,
+        rows_d.address,
+        rows_d.stride,
+        rows_x.address,
+        rows_x.stride,
+        count.address,
+        int(count.value),
+        lo,
+        hi,
+        target.address,
+        target.stride,
+        scratch.data_ptr(),
+        0 if status is None else status.data_ptr(),
+    )
+    if out is not None:
+        bridge.written(out)
+    if check_finite:
+        bridge.raise_if_not_finite(bad, status, {"delta": d, "x": points})
+    return bridge.like(target.tensor, delta) if out is None else out
+
+
 def l1_step(
     delta: Array, grad: Array, x: Array, eps: Any, step_size: Any, k: Any, bounds: Any, out: Array | None,
     check_finite: bool,
@@ -72,7 +114,7 @@ def l1_step(
     target = _target(out, d, rows_d, {"grad": rows_g, "x": rows_x, **numbers})
     scratch = None  # a row for each team at work, where out cannot serve
     if target.address == rows_d.address:
-        scratch = torch.empty((place.threads if place.device < 0 else rows, n), dtype=d.dtype, device=d.device)
+        scratch = bridge.scratch_for(place, d, n, d.dtype)
     status = bridge.status_for(place, d, check_finite)
     bad = bridge.native.l1_step(
         d.dtype is torch.float64,

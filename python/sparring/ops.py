@@ -24,7 +24,7 @@ from sparring import _eager as eager
 from sparring._bridge import Array
 from sparring._gate import recorded, refuse_tangent
 
-__all__ = ["l1_step", "project_l1_box", "recovery_step"]
+__all__ = ["l1_step", "project_l0_box", "project_l1_box", "recovery_step"]
 
 
 def project_l1_box(
@@ -111,12 +111,79 @@ def _numbers(value: Any, name: str, batch: Tensor, dtype: torch.dtype = torch.fl
     return tensor.to(batch.device, dtype)
 
 
+def _counts(k: Any, batch: Tensor, channels: int = 1) -> Tensor:
+    """k as the tensor that a registered operator takes: counts, or, where it is a tensor itself, as it is."""
+    if isinstance(k, Tensor):
+        return k
+    k = max(1, round(k * (bridge.shape_of(batch)[1] // channels))) if isinstance(k, float) else k
+    return _numbers(min(k, arguments.LARGEST_INT) if isinstance(k, int) else k, "k", batch, torch.int64)
+
+
 def _refuse_out(out: Array | None) -> None:
     if out is not None:
         raise ValueError(
             "out cannot be combined with arguments that require grad, nor with torch.compile, tracing, torch.func or "
             "dispatch modes; pass out=None"
         )
+
+
+def project_l0_box(
+    delta: Array,
+    x: Array,
+    k: int | float | Array,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    *,
+    channels: int = 1,
+    out: Array | None = None,
+    check_finite: bool = True,
+) -> Array:
+    """Nearest perturbation to `delta` that changes at most `k` entries, or pixels, and stays inside the box.
+
+    For every example, a v that minimises ``|v - delta|_2`` subject to ``lo <= x + v <= hi`` and to being 0 in all but
+    `k` places. A place is an entry, or, with `channels`, the entries of one position in all channels. Exact: each entry
+    goes to its nearest value in the box, and the places stay whose entries, set to 0, would be missed most; equal ones
+    by index, lowest first. ``x + v`` never leaves the box.
+
+    Parameters
+    ----------
+    delta : (B, ...) float32 or float64
+        Perturbations.
+    x : like `delta`
+        The points they perturb, inside `bounds`. A coordinate outside counts as having no room.
+    k : int, float or (B,)
+        Number of places that may change, >= 0; a float, or an array of floats, is a fraction of all places in (0, 1],
+        rounded, at least one place.
+    bounds : (float, float)
+        The box; ends may be infinite.
+    channels : int
+        In how many channels every place has an entry: D must be a multiple, laid out channel first, as in (B, C, H, W).
+    out : like `delta`, optional
+        Where to write; may be `delta` itself.
+    check_finite : bool
+        As in :func:`project_l1_box`.
+
+    Returns
+    -------
+    array like `delta`
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what was wrong with it and what is accepted.
+
+    Notes
+    -----
+    Without the box this is hard thresholding: Blumensath & Davies 2008, "Iterative thresholding for sparse
+    approximations"; with it, Croce & Hein 2019, "Sparse and imperceivable adversarial attacks", section 4.1.
+    Differentiable in `delta` and `x` when called on tensors that require grad, with the places held as they are.
+    """
+    if recorded() or (torch.is_grad_enabled() and (_wants_grad(delta) or _wants_grad(x))):
+        _refuse_out(out)
+        d, points = _operands(delta=delta, x=x)
+        lo, hi = arguments.bounds_of(bounds, d.dtype)
+        channels = arguments.count(channels, "channels")
+        return _registered().project_l0_box(d, points, _counts(k, d, channels), lo, hi, channels, check_finite)
+    return eager.project_l0_box(delta, x, k, bounds, channels, out, check_finite)
 
 
 def l1_step(
@@ -166,11 +233,7 @@ def l1_step(
         _refuse_out(out)
         d, g, points = _operands(delta=delta, grad=grad, x=x)
         lo, hi = arguments.bounds_of(bounds, d.dtype)
-        if isinstance(k, Tensor):
-            counts = k
-        else:
-            k = max(1, round(k * bridge.shape_of(d)[1])) if isinstance(k, float) else k
-            counts = _numbers(min(k, arguments.LARGEST_INT) if isinstance(k, int) else k, "k", d, torch.int64)
+        counts = _counts(k, d)
         radius, length = _numbers(eps, "eps", d), _numbers(step_size, "step_size", d)
         return _registered().l1_step(d, g, points, radius, length, counts, lo, hi, check_finite)
     return eager.l1_step(delta, grad, x, eps, step_size, k, bounds, out, check_finite)

@@ -3,7 +3,7 @@
 The compiled operations are checked against these. Each function takes CPU tensors of any floating-point type, computes
 in float64 and returns float64; nothing is written in place. Bounds, black and floor are first rounded to the data's
 type, as the compiled operations do, so that an entry that sits on one of them does so here too. Rows (the first
-dimension is the batch) that hold a NaN or an infinity come back as all NaN from `project_l1_box` and `l1_step`, and
+dimension is the batch) that hold a NaN or an infinity come back as all NaN from the projections and `l1_step`, and
 unchanged from `recovery_step`.
 """
 
@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["l1_step", "project_l1_box", "recovery_step"]
+__all__ = ["l1_step", "project_l0_box", "project_l1_box", "recovery_step"]
 
 
 def project_l1_box(delta: Tensor, x: Tensor, eps: float | Tensor, bounds: tuple[float, float] = (0.0, 1.0)) -> Tensor:
@@ -69,6 +69,48 @@ def project_l1_box(delta: Tensor, x: Tensor, eps: float | Tensor, bounds: tuple[
     fits = room.sum(1, keepdim=True) <= radius
     v = delta.sign() * torch.where(fits, room, kept)
     return v.where(_finite(delta, x), torch.nan).reshape(shape)
+
+
+def project_l0_box(
+    delta: Tensor, x: Tensor, k: int | float | Tensor, bounds: tuple[float, float] = (0.0, 1.0), channels: int = 1
+) -> Tensor:
+    """Nearest point to `delta` that is not 0 in at most `k` places and has ``lo <= x + v <= hi``, row by row, by
+    sorting.
+
+    A place is a position with its entries in all `channels`, laid out channel first. Every entry is brought into the
+    box; the places stay that would add most to ``|v - delta|_2^2`` if they were 0, ties going to the lowest index.
+
+    Parameters
+    ----------
+    delta, x : Tensor, shape (B, ...)
+        Where `x` is outside the bounds there is no room to move further out.
+    k : int, float or Tensor of shape (B,)
+        Floats are fractions in (0, 1] of the number of places P, and stand for ``max(1, round(k * P))``.
+    bounds : (lo, hi)
+    channels : int
+
+    Returns
+    -------
+    Tensor, float64, shape (B, ...)
+    """
+    shape, (lo, hi) = delta.shape, _rounded(x, *bounds)
+    delta, x = (_rows(t).unflatten(1, (channels, -1)) for t in (delta, x))
+    if delta.numel() == 0:
+        return delta.reshape(shape)
+    room = torch.where(delta > 0, hi - x, x - lo).clamp(min=0)
+    inside = delta.sign() * delta.abs().minimum(room)
+    unit = (
+        delta.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    )  # so that no square overflows
+    unit = torch.exp2(unit.log2().floor())
+    missed = (inside.abs() / unit) * ((2 * delta.abs() - inside.abs()) / unit)
+    gain = sum(missed.unbind(1), torch.zeros_like(missed[:, 0]))
+    rank = gain.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    count = _per_row(k, gain)
+    if torch.as_tensor(k).is_floating_point():
+        count = (count * gain.shape[1]).round().clamp(min=1)
+    v = torch.where((rank < count)[:, None], inside, 0.0).flatten(1)
+    return v.where(_finite(delta.flatten(1), x.flatten(1)), torch.nan).reshape(shape)
 
 
 def l1_step(
