@@ -94,20 +94,18 @@ def project_l0_box(
     Tensor, float64, shape (B, ...)
     """
     shape, (lo, hi) = delta.shape, _rounded(x, *bounds)
-    delta, x = (_rows(t).unflatten(1, (channels, -1)) for t in (delta, x))
+    delta, x = (_rows(t).reshape(shape[0], channels, math.prod(shape[1:]) // channels) for t in (delta, x))
     if delta.numel() == 0:
         return delta.reshape(shape)
     room = torch.where(delta > 0, hi - x, x - lo).clamp(min=0)
     inside = delta.sign() * delta.abs().minimum(room)
-    unit = (
-        delta.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-    )  # so that no square overflows
-    unit = torch.exp2(unit.log2().floor())
+    largest = delta.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    unit = torch.exp2(largest.log2().floor())  # of which no square overflows
     missed = (inside.abs() / unit) * ((2 * delta.abs() - inside.abs()) / unit)
     gain = sum(missed.unbind(1), torch.zeros_like(missed[:, 0]))
     rank = gain.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     count = _per_row(k, gain)
-    if torch.as_tensor(k).is_floating_point():
+    if torch.as_tensor(k, device=delta.device).is_floating_point():
         count = (count * gain.shape[1]).round().clamp(min=1)
     v = torch.where((rank < count)[:, None], inside, 0.0).flatten(1)
     return v.where(_finite(delta.flatten(1), x.flatten(1)), torch.nan).reshape(shape)

@@ -52,6 +52,7 @@ from sparring.attacks.lbfgs import lbfgs
 from sparring.attacks.noise import gaussian_noise, uniform_noise
 from sparring.attacks.pgd import pgd, slide
 from sparring.attacks.recovery import Method, Recovery, recover
+from sparring.attacks.sparse_rs import sparse_rs
 
 __all__ = [
     "LARGE_EPS",
@@ -71,5 +72,6 @@ __all__ = [
     "pgd",
     "recover",
     "slide",
+    "sparse_rs",
     "uniform_noise",
 ]

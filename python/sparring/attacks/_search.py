@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sparring import losses
 from sparring.attacks._model import answered, held_still, preprocessed
-from sparring.attacks._norms import BALLS, Ball, Bounds, Norm, norm_name, slack
+from sparring.attacks._norms import NORMED, Ball, Bounds, Norm, ball_of, check_works, norm_name, slack
 from sparring.attacks._result import AttackResult, GradientMaskingWarning
 from sparring.attacks._seeds import example_seeds
 from sparring.gradients import InputGrad, Lowered, lower
@@ -44,6 +44,7 @@ class Options:
     batch_size: int | None = None
     generator: torch.Generator | None = None
     return_result: bool = False
+    norms: Sequence[str] = NORMED  # in which the attack works
 
 
 class Query(NamedTuple):
@@ -226,7 +227,7 @@ def run(
     size = options.batch_size or max(1, len(inputs))
     results = []
     with held_still(whole), torch.inference_mode(False), explained(whole, inputs, "inputs"):
-        ball = BALLS[norm_name(options.norm)](inputs, eps, bounds_of(options.bounds))
+        ball = ball_of(options.norm, inputs, eps, bounds_of(options.bounds))
         lowered = lower(whole).take(inputs)
         everything = Problem(lowered, ball, labels, targets, options.loss, targets, spans_of(labels, targets))
         for first in range(0, max(1, len(inputs)), size):
@@ -307,6 +308,7 @@ def _warn_of_masking(result: AttackResult) -> None:
 
 def check(inputs: Tensor, options: Options) -> None:
     """Errors for what can be said without the model."""
+    check_works(norm_name(options.norm), options.norms)
     for name in ("restarts", "batch_size"):
         value = getattr(options, name)
         if (value is not None or name == "restarts") and (type(value) is not int or value < 1):
