@@ -103,11 +103,21 @@ void sparse_search(Place place, std::int64_t rows, std::int64_t n, std::int64_t 
          place);
 }
 
+template <class Real>
+void uniform_rows(Place place, std::int64_t rows, std::int64_t n, Address seeds, std::int64_t occasion, Address wanted, double lo,
+                  double hi, Address out) {
+  launch(
+      UniformRows<Real>{
+          rows, n, at<const std::int64_t>(seeds), occasion, at<const std::uint8_t>(wanted), lo, hi, {at<Real>(out), n}},
+      place);
+}
+
 }  // namespace
 
 void bind_attacks(py::module_& m) {
   define(m, "lbfgs_accept", &lbfgs_accept<float>, &lbfgs_accept<double>);
   define(m, "lbfgs_direction", &lbfgs_direction<float>, &lbfgs_direction<double>);
+  define(m, "uniform_rows", &uniform_rows<float>, &uniform_rows<double>);
   define(m, "sparse_search", &sparse_search<float>, &sparse_search<double>);
 }
 

@@ -79,6 +79,32 @@ std::int64_t l1_step(Place place, std::int64_t rows, std::int64_t n, Address del
 }
 
 template <class Real>
+std::int64_t sparse_pgd_step(Place place, std::int64_t rows, std::int64_t n, std::int64_t channels, Address values,
+                             std::int64_t values_stride, Address mask, std::int64_t mask_stride, Address grad,
+                             std::int64_t grad_stride, Address x, std::int64_t x_stride, Address step_size, double step_size_value,
+                             Address mask_step, double mask_step_value, Address k, std::int64_t k_value, bool projected,
+                             Address unchanged, double lo, double hi, Address out, Address scratch, Address bad_row) {
+  SparsePgdStep<Real> args{rows,
+                           n,
+                           channels,
+                           {at<Real>(values), values_stride},
+                           {at<Real>(mask), mask_stride},
+                           {at<const Real>(grad), grad_stride},
+                           {at<const Real>(x), x_stride},
+                           {at<const double>(step_size), step_size_value},
+                           {at<const double>(mask_step), mask_step_value},
+                           {at<const std::int64_t>(k), k_value},
+                           projected,
+                           at<std::int64_t>(unchanged),
+                           Real(lo),
+                           Real(hi),
+                           {at<Real>(out), n},
+                           {at<double>(scratch), 2 * (n / channels)},
+                           nullptr};
+  return run(args, place, bad_row);
+}
+
+template <class Real>
 std::int64_t recovery_step(Place place, std::int64_t rows, std::int64_t n, Address image, std::int64_t image_stride, Address grad,
                            std::int64_t grad_stride, Address exp_avg, Address exp_avg_sq, std::int64_t moment_stride, Address mask,
                            std::int64_t mask_stride, Address frozen, Address lr, double lr_value, Address lam, double lam_value,
@@ -115,6 +141,7 @@ void bind_ops(py::module_& m) {
   define(m, "project_l1_box", &project_l1_box<float>, &project_l1_box<double>);
   define(m, "project_l0_box", &project_l0_box<float>, &project_l0_box<double>);
   define(m, "l1_step", &l1_step<float>, &l1_step<double>);
+  define(m, "sparse_pgd_step", &sparse_pgd_step<float>, &sparse_pgd_step<double>);
   define(m, "recovery_step", &recovery_step<float>, &recovery_step<double>);
 }
 

@@ -22,10 +22,15 @@ class Draws {
   SPARRING_FN int64_t below(int64_t count) { return int64_t(((next() >> 32) * uint64_t(count)) >> 32); }
 
   /// In [0, 1).
-  SPARRING_FN double uniform() { return double(next() >> 11) * 0x1p-53; }
+  SPARRING_FN double uniform() { return unit(next()); }
+
+  /// The same for the i-th number from here, without moving on.
+  SPARRING_FN double uniform_at(int64_t i) const { return unit(mixed(at_ + uint64_t(i + 1) * kStep)); }
 
  private:
   static constexpr uint64_t kStep = 0x9e3779b97f4a7c15u;
+
+  static SPARRING_FN double unit(uint64_t random) { return double(random >> 11) * 0x1p-53; }
 
   SPARRING_FN uint64_t next() { return mixed(at_ += kStep); }
 

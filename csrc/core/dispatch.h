@@ -18,9 +18,11 @@
 #include "ops/project_l1_box.h"
 #include "ops/recovery_step.h"
 #include "ops/relu_pool.h"
+#include "ops/sparse_pgd_step.h"
 #include "ops/sparse_search.h"
 #include "ops/symmetric_symbol.h"
 #include "ops/top_eigenpair.h"
+#include "ops/uniform_rows.h"
 
 // An op adds one line here, and one at the end of its .cpp and .cu.
 #define SPARRING_FOR_EACH_OP(declare)                                                                                            \
@@ -28,7 +30,7 @@
       declare(ActivationBackward) declare(LossGrad) declare(ReluPool) declare(ReluPoolBackward) declare(Col2im)                  \
           declare(DenseNetwork) declare(PairwiseCosine) declare(PackBits) declare(AgreementCounts) declare(SymmetricSymbol)      \
               declare(AbsoluteSums) declare(TopEigenpair) declare(PositiveDefinite) declare(LbfgsAccept) declare(LbfgsDirection) \
-                  declare(SparseSearch)
+                  declare(SparseSearch) declare(SparsePgdStep) declare(UniformRows)
 
 #if defined(SPARRING_X86_LEVELS)
 #define SPARRING_DECLARE_LEVELS(Op)            \

@@ -9,7 +9,8 @@
 //   propose  For each trial as many places of the set as share * k, rounded down, but at least one, are drawn; they go back to x,
 //            and as many outside of the set join it: with probability `local` the neighbour of one in the set, in some direction of
 //            the grid, else any place, in either case the next one free from there. In these every channel goes to a face of the
-//            box: the upper one with probability (hi - x) / (hi - lo). Where no place is free, those drawn change their faces alone.
+//            box, with a probability that grows as the square of the way there. Where no place is free, those drawn change their
+//            faces alone.
 //
 // Croce, Andriushchenko, Singh, Flammarion & Hein 2022, "Sparse-RS: a versatile framework for query-efficient sparse black-box
 // adversarial attacks"; there one trial is asked about at a time, places are drawn anywhere and faces evenly, and only a gain is
@@ -85,7 +86,8 @@ struct SparseSet {
   SPARRING_FN void paint(Real* point, int64_t place, Real lo, Real hi, Draws& draws) const {
     for (int64_t c = 0; c < channels; ++c) {
       const int64_t i = c * places + place;
-      point[i] = draws.uniform() * (double(hi) - double(lo)) < double(hi) - double(x[i]) ? hi : lo;
+      const double up = double(hi) - double(x[i]), down = double(x[i]) - double(lo);
+      point[i] = draws.uniform() * (up * up + down * down) < up * up ? hi : lo;
     }
   }
 };

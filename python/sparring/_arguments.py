@@ -203,6 +203,20 @@ def bools(array: Array, name: str, image: Tensor, shapes: tuple[torch.Size, ...]
     return bridge.in_memory(tensor, name)
 
 
+def counters(array: Array, name: str, batch: Tensor) -> Tensor:
+    """A contiguous int64 tensor, one number a row, that is written in place."""
+    tensor = bridge.writable(array, name)
+    if tensor.dtype is not torch.int64:
+        raise TypeError(f"{name} must be int64, not {str(tensor.dtype).removeprefix('torch.')}")
+    if tensor.shape != batch.shape[:1]:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; accepted: one a row, shape ({batch.shape[0]},)")
+    if tensor.device != batch.device:
+        raise ValueError(f"{name} is on device '{tensor.device}', but the batch on '{batch.device}'; nothing is moved")
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} is written in place, so it must be contiguous")
+    return bridge.output_rows(tensor, name, 1, batch.shape[0]).tensor
+
+
 def coordinates(k: Any, batch: Tensor, places: int | None = None, *, least: int = 1) -> PerRow:
     """k as counts: integers >= `least`, or shares of `places` (None: D) of at least one place."""
     of = "D" if places is None else "the places"

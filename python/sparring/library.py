@@ -145,3 +145,44 @@ def recovery_step(
         image, grad, lr, lam, "prox" if prox else "subgradient", exp_avg, exp_avg_sq, step, (beta1, beta2), adam_eps,
         black, (lo, hi), floor, mask, frozen, check_finite,
     )  # fmt: skip
+
+
+@torch.library.custom_op("sparring::sparse_pgd_step", mutates_args=("values", "mask", "unchanged"))
+def sparse_pgd_step(
+    values: Tensor,
+    mask: Tensor,
+    unchanged: Tensor | None,
+    grad: Tensor,
+    x: Tensor,
+    k: Tensor,
+    step_size: Tensor,
+    mask_step: Tensor,
+    projected: bool,
+    channels: int,
+    lo: float,
+    hi: float,
+    check_finite: bool = True,
+) -> Tensor:
+    result: Tensor = eager.sparse_pgd_step(
+        values, mask, grad, x, k, step_size, mask_step, projected, unchanged, channels, (lo, hi), check_finite
+    )
+    return result
+
+
+@sparse_pgd_step.register_fake
+def _(
+    values: Tensor,
+    mask: Tensor,
+    unchanged: Tensor | None,
+    grad: Tensor,
+    x: Tensor,
+    k: Tensor,
+    step_size: Tensor,
+    mask_step: Tensor,
+    projected: bool,
+    channels: int,
+    lo: float,
+    hi: float,
+    check_finite: bool = True,
+) -> Tensor:
+    return torch.empty_like(values, memory_format=torch.contiguous_format)

@@ -13,7 +13,8 @@ inputs, labels
 eps
     Radius of the ball, in the units of the inputs: a number or one per example (B,).
 norm
-    inf, 2, 1 or "Linf", "L2", "L1".
+    inf, 2, 1 or "Linf", "L2", "L1"; for `sparse_rs` and `sparse_pgd` 0, "L0" (how many entries differ) or "pixels" (how
+    many positions, all channels of one counting as one), where eps is a whole number.
 targets
     Integer (B,): the classes to reach. None: any class but the label.
 loss
@@ -52,6 +53,7 @@ from sparring.attacks.lbfgs import lbfgs
 from sparring.attacks.noise import gaussian_noise, uniform_noise
 from sparring.attacks.pgd import pgd, slide
 from sparring.attacks.recovery import Method, Recovery, recover
+from sparring.attacks.sparse_pgd import sparse_pgd
 from sparring.attacks.sparse_rs import sparse_rs
 
 __all__ = [
@@ -72,6 +74,7 @@ __all__ = [
     "pgd",
     "recover",
     "slide",
+    "sparse_pgd",
     "sparse_rs",
     "uniform_noise",
 ]

@@ -206,7 +206,7 @@ def search(
             if seeds is not None:
                 drawn = seeds[rows, way // (aims or 1)]
                 start = part.ball.scaled(stages[0].scale).random(drawn[at.cpu()].tolist())
-            _run(part, at, begin, start, stages, best, way * budget, options)
+            climb(part, at, begin, start, stages, best, way * budget, options)
         return best
 
     return run(model, inputs, labels, attack, options)
@@ -240,7 +240,7 @@ def run(
     return result if options.return_result else result.adv
 
 
-def _run(
+def climb(
     problem: Problem, at: Tensor, begin: Begin, start: Tensor, stages: Sequence[Stage], best: Best, before: int,
     options: Options,
 ) -> None:  # fmt: skip

@@ -20,7 +20,7 @@ SHARE = 0.3
 """Of the set that is exchanged at first; it falls to one place at the end."""
 LOCAL = 0.5
 """How likely a place joins beside another one of the set."""
-TRIALS = ((0.1, 1), (0.3, 2), (1.0, 4))
+TRIALS = ((0.05, 1), (0.1, 2), (1.0, 4))
 """Up to which share of the queries so many are asked at once: few are an improvement later on, and asking costs less so."""
 GLANCE = 8
 """Rounds between two looks at which examples are done, where a look makes a device wait."""
