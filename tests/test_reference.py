@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from fractions import Fraction
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch import Tensor
 
-from sparring.reference import l1_step, project_l1_box, recovery_step
+from sparring.reference import l1_step, project_l0_box, project_l1_box, recovery_step
 
 Row = list[float]
 
@@ -90,6 +91,24 @@ def test_projection_is_the_nearest_feasible_point() -> None:
         np.testing.assert_allclose(v, solution.x[:6] - solution.x[6:], atol=1e-6)
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_sparse_projection_is_the_nearest_feasible_point(channels: int) -> None:
+    """Against all choices of places."""
+    rng = torch.Generator().manual_seed(0)
+    places = 6 // channels
+    for k in range(places + 1):
+        delta, x = torch.randn(20, 6, generator=rng).double(), torch.rand(20, 6, generator=rng).double()
+        v = project_l0_box(delta, x, k, channels=channels)
+        clipped = (x + delta).clamp(0, 1) - x
+        best = torch.full((20,), math.inf, dtype=torch.float64)
+        for chosen in itertools.combinations(range(places), k):
+            kept = torch.zeros(channels, places, dtype=torch.float64)
+            kept[:, list(chosen)] = 1
+            best = best.minimum((clipped * kept.flatten() - delta).square().sum(1))
+        torch.testing.assert_close((v - delta).square().sum(1), best)
+        assert bool(((v.reshape(20, channels, places) != 0).any(1).sum(1) <= k).all())
+
+
 def test_projection_of_rows_independent_of_each_other() -> None:
     rng = torch.Generator().manual_seed(0)
     delta, x = torch.randn(5, 2, 3, generator=rng), torch.rand(5, 2, 3, generator=rng)
@@ -112,7 +131,7 @@ def test_rows_that_are_not_finite(value: float) -> None:
         delta, grad, x = arrays
         results = [l1_step(delta, grad, x, 1.0, 0.5, 2)]
         if position != 1:
-            results.append(project_l1_box(delta, x, 1.0))
+            results += [project_l1_box(delta, x, 1.0), project_l0_box(delta, x, 2)]
         for v in results:
             assert v.isnan().all(1).tolist() == [False, True, False]
             assert v.isnan().any(1).tolist() == [False, True, False]

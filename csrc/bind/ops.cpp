@@ -40,6 +40,24 @@ std::int64_t project_l1_box(Place place, std::int64_t rows, std::int64_t n, Addr
 }
 
 template <class Real>
+std::int64_t project_l0_box(Place place, std::int64_t rows, std::int64_t n, std::int64_t channels, Address delta,
+                            std::int64_t delta_stride, Address x, std::int64_t x_stride, Address k, std::int64_t k_value, double lo,
+                            double hi, Address out, std::int64_t out_stride, Address scratch, Address bad_row) {
+  ProjectL0Box<Real> args{rows,
+                          n,
+                          channels,
+                          {at<const Real>(delta), delta_stride},
+                          {at<const Real>(x), x_stride},
+                          {at<const std::int64_t>(k), k_value},
+                          Real(lo),
+                          Real(hi),
+                          {at<Real>(out), out_stride},
+                          {at<double>(scratch), n / channels},
+                          nullptr};
+  return run(args, place, bad_row);
+}
+
+template <class Real>
 std::int64_t l1_step(Place place, std::int64_t rows, std::int64_t n, Address delta, std::int64_t delta_stride, Address grad,
                      std::int64_t grad_stride, Address x, std::int64_t x_stride, Address eps, double eps_value, Address step_size,
                      double step_size_value, Address k, std::int64_t k_value, double lo, double hi, Address out,
@@ -57,6 +75,32 @@ std::int64_t l1_step(Place place, std::int64_t rows, std::int64_t n, Address del
                     {at<Real>(out), out_stride},
                     {at<Real>(scratch), n},
                     nullptr};
+  return run(args, place, bad_row);
+}
+
+template <class Real>
+std::int64_t sparse_pgd_step(Place place, std::int64_t rows, std::int64_t n, std::int64_t channels, Address values,
+                             std::int64_t values_stride, Address mask, std::int64_t mask_stride, Address grad,
+                             std::int64_t grad_stride, Address x, std::int64_t x_stride, Address step_size, double step_size_value,
+                             Address mask_step, double mask_step_value, Address k, std::int64_t k_value, bool projected,
+                             Address unchanged, double lo, double hi, Address out, Address scratch, Address bad_row) {
+  SparsePgdStep<Real> args{rows,
+                           n,
+                           channels,
+                           {at<Real>(values), values_stride},
+                           {at<Real>(mask), mask_stride},
+                           {at<const Real>(grad), grad_stride},
+                           {at<const Real>(x), x_stride},
+                           {at<const double>(step_size), step_size_value},
+                           {at<const double>(mask_step), mask_step_value},
+                           {at<const std::int64_t>(k), k_value},
+                           projected,
+                           at<std::int64_t>(unchanged),
+                           Real(lo),
+                           Real(hi),
+                           {at<Real>(out), n},
+                           {at<double>(scratch), 2 * (n / channels)},
+                           nullptr};
   return run(args, place, bad_row);
 }
 
@@ -95,7 +139,9 @@ std::int64_t recovery_step(Place place, std::int64_t rows, std::int64_t n, Addre
 void bind_ops(py::module_& m) {
   m.attr("NO_ROW") = kNoRow;
   define(m, "project_l1_box", &project_l1_box<float>, &project_l1_box<double>);
+  define(m, "project_l0_box", &project_l0_box<float>, &project_l0_box<double>);
   define(m, "l1_step", &l1_step<float>, &l1_step<double>);
+  define(m, "sparse_pgd_step", &sparse_pgd_step<float>, &sparse_pgd_step<double>);
   define(m, "recovery_step", &recovery_step<float>, &recovery_step<double>);
 }
 

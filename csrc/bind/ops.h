@@ -13,7 +13,7 @@ void bind_gradients(pybind11::module_& m);
 /// What certified norms are made of: python/sparring/lipschitz/kernels.py.
 void bind_lipschitz(pybind11::module_& m);
 
-/// What minimal perturbations are found with: python/sparring/attacks/_box_lbfgs.py.
+/// What attacks are made of besides the primitives: python/sparring/attacks/_box_lbfgs.py, _sparse_search.py and _uniform.py.
 void bind_attacks(pybind11::module_& m);
 
 }  // namespace sparring

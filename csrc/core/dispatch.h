@@ -14,18 +14,23 @@
 #include "ops/loss_grad.h"
 #include "ops/pairwise_cosine.h"
 #include "ops/positive_definite.h"
+#include "ops/project_l0_box.h"
 #include "ops/project_l1_box.h"
 #include "ops/recovery_step.h"
 #include "ops/relu_pool.h"
+#include "ops/sparse_pgd_step.h"
+#include "ops/sparse_search.h"
 #include "ops/symmetric_symbol.h"
 #include "ops/top_eigenpair.h"
+#include "ops/uniform_rows.h"
 
 // An op adds one line here, and one at the end of its .cpp and .cu.
-#define SPARRING_FOR_EACH_OP(declare)                                                                                             \
-  declare(ProjectL1Box) declare(L1Step) declare(RecoveryStep) declare(BiasActivation) declare(ActivationBackward)                 \
-      declare(LossGrad) declare(ReluPool) declare(ReluPoolBackward) declare(Col2im) declare(DenseNetwork) declare(PairwiseCosine) \
-          declare(PackBits) declare(AgreementCounts) declare(SymmetricSymbol) declare(AbsoluteSums) declare(TopEigenpair)         \
-              declare(PositiveDefinite) declare(LbfgsAccept) declare(LbfgsDirection)
+#define SPARRING_FOR_EACH_OP(declare)                                                                                            \
+  declare(ProjectL1Box) declare(ProjectL0Box) declare(L1Step) declare(RecoveryStep) declare(BiasActivation)                      \
+      declare(ActivationBackward) declare(LossGrad) declare(ReluPool) declare(ReluPoolBackward) declare(Col2im)                  \
+          declare(DenseNetwork) declare(PairwiseCosine) declare(PackBits) declare(AgreementCounts) declare(SymmetricSymbol)      \
+              declare(AbsoluteSums) declare(TopEigenpair) declare(PositiveDefinite) declare(LbfgsAccept) declare(LbfgsDirection) \
+                  declare(SparseSearch) declare(SparsePgdStep) declare(UniformRows)
 
 #if defined(SPARRING_X86_LEVELS)
 #define SPARRING_DECLARE_LEVELS(Op)            \

@@ -1,9 +1,9 @@
 """Sparring: adversarial robustness with compiled primitives, on the CPU and on CUDA.
 
-The primitives (:func:`project_l1_box`, :func:`l1_step`, :func:`recovery_step`) and gradients (:func:`input_grad`,
-:func:`jacobian`, :func:`lower`) are here; everything else is in the submodules ``attacks``, ``networks``, ``data``,
-``training`` and ``reference``. All of it, and torch, is imported when first used, so that the command can answer at
-once, an interrupt too.
+The primitives (:func:`project_l1_box`, :func:`project_l0_box`, :func:`l1_step`, :func:`recovery_step`,
+:func:`sparse_pgd_step`) and gradients (:func:`input_grad`, :func:`jacobian`, :func:`lower`) are here; everything else is
+in the submodules ``attacks``, ``networks``, ``data``, ``training`` and ``reference``. All of it, and torch, is imported
+when first used, so that the command can answer at once, an interrupt too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sparring.ensembles import Ensemble, StackedEnsemble
     from sparring.evaluation.evaluate import evaluate
     from sparring.gradients import InputGrad, input_grad, jacobian, lower
-    from sparring.ops import l1_step, project_l1_box, recovery_step
+    from sparring.ops import l1_step, project_l0_box, project_l1_box, recovery_step, sparse_pgd_step
 
 __version__ = "0.1.0"
 
@@ -30,8 +30,10 @@ __all__ = [
     "jacobian",
     "l1_step",
     "lower",
+    "project_l0_box",
     "project_l1_box",
     "recovery_step",
+    "sparse_pgd_step",
     "transfer_matrix",
 ]
 
@@ -62,7 +64,7 @@ _SOURCES = {
     "transfer_matrix": "analysis",
     **dict.fromkeys(("Ensemble", "StackedEnsemble"), "ensembles"),
     **dict.fromkeys(("InputGrad", "input_grad", "jacobian", "lower"), "gradients"),
-    **dict.fromkeys(("l1_step", "project_l1_box", "recovery_step"), "ops"),
+    **dict.fromkeys(("l1_step", "project_l0_box", "project_l1_box", "recovery_step", "sparse_pgd_step"), "ops"),
 }
 
 

@@ -203,23 +203,46 @@ def bools(array: Array, name: str, image: Tensor, shapes: tuple[torch.Size, ...]
     return bridge.in_memory(tensor, name)
 
 
-def coordinates(k: Any, batch: Tensor) -> PerRow:
-    """k as counts: integers >= 1, or fractions of D."""
-    accepted = "integers >= 1, or fractions of D in (0, 1]"
+def counters(array: Array, name: str, batch: Tensor) -> Tensor:
+    """A contiguous int64 tensor, one number a row, that is written in place."""
+    tensor = bridge.writable(array, name)
+    if tensor.dtype is not torch.int64:
+        raise TypeError(f"{name} must be int64, not {str(tensor.dtype).removeprefix('torch.')}")
+    if tensor.shape != batch.shape[:1]:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; accepted: one a row, shape ({batch.shape[0]},)")
+    if tensor.device != batch.device:
+        raise ValueError(f"{name} is on device '{tensor.device}', but the batch on '{batch.device}'; nothing is moved")
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} is written in place, so it must be contiguous")
+    return bridge.output_rows(tensor, name, 1, batch.shape[0]).tensor
+
+
+def coordinates(k: Any, batch: Tensor, places: int | None = None, *, least: int = 1) -> PerRow:
+    """k as counts: integers >= `least`, or shares of `places` (None: D) of at least one place."""
+    of = "D" if places is None else "the places"
+    accepted = f"integers >= {least}, or fractions of {of} in (0, 1]"
     found = k if type(k) is int else scalar(k, "k")
     if isinstance(found, int):
-        if found < 1:
+        if found < least:
             raise ValueError(f"k is {found}; accepted: {accepted}")
         return PerRow(None, 0, min(found, LARGEST_INT))
-    n = bridge.shape_of(batch)[1]
+    n = bridge.shape_of(batch)[1] if places is None else places
     if isinstance(found, float):
         if not 0 < found <= 1:
             raise ValueError(f"k is {found}; accepted: {accepted}")
         return PerRow(None, 0, max(1, round(found * n)))
     array = bridge.as_tensor(k, "k").detach()
     if not array.dtype.is_floating_point:
-        return _array(array, "k", batch, accepted, lambda c: c >= 1, torch.int64)
+        return _array(array, "k", batch, accepted, lambda c: c >= least, torch.int64)
     share = _array(array, "k", batch, accepted, lambda f: (f > 0) & (f <= 1))
     assert share.tensor is not None
     counts = (share.tensor * n).round().clamp(min=1).to(torch.int64)
     return PerRow(counts, counts.data_ptr(), 0)
+
+
+def channels_of(channels: Any, n: int) -> int:
+    """In how many equal parts, one a channel, a row of `n` entries is laid out."""
+    found = count(channels, "channels")
+    if n % found:
+        raise ValueError(f"channels is {found}; accepted: divisors of the {n} entries of an example")
+    return found

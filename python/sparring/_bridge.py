@@ -270,6 +270,11 @@ def status_for(place: Place, tensor: Tensor, wanted: bool) -> Tensor | None:
     return torch.full((), native.NO_ROW, dtype=torch.int64, device=tensor.device)
 
 
+def scratch_for(place: Place, batch: Tensor, n: int, dtype: torch.dtype) -> Tensor:
+    """A row of `n` for each team that may work at the same time."""
+    return torch.empty((place.threads if place.device < 0 else batch.shape[0], n), dtype=dtype, device=batch.device)
+
+
 def raise_if_not_finite(row: int, status: Tensor | None, inputs: dict[str, Tensor]) -> None:
     """ValueError that names the lowest row with NaN or inf and the argument that has it there."""
     if status is not None:

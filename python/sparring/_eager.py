@@ -52,6 +52,48 @@ def project_l1_box(delta: Array, x: Array, eps: Any, bounds: Any, out: Array | N
     return bridge.like(target.tensor, delta) if out is None else out
 
 
+def project_l0_box(
+    delta: Array, x: Array, k: Any, bounds: Any, channels: Any, out: Array | None, check_finite: bool
+) -> Array:
+    d, points = bridge.as_tensor(delta, "delta"), bridge.as_tensor(x, "x")
+    bridge.check_batch(d, "delta")
+    bridge.check_like(points, "x", d, "delta")
+    place = bridge.place_of(d, "delta")
+    rows, n = bridge.shape_of(d)
+    channels = arguments.channels_of(channels, n)
+    places = n // channels
+    count = arguments.coordinates(k, d, places, least=0)
+    lo, hi = arguments.bounds_of(bounds, d.dtype)
+    rows_d, rows_x = bridge.input_rows(d, "delta", rows, n), bridge.input_rows(points, "x", rows, n)
+    target = _target(out, d, rows_d, {"x": rows_x, "k": count.tensor})
+    scratch = bridge.scratch_for(place, d, places, torch.float64)
+    status = bridge.status_for(place, d, check_finite)
+    bad = bridge.native.project_l0_box(
+        d.dtype is torch.float64,
+        *place,
+        rows,
+        n,
+        channels,
+        rows_d.address,
+        rows_d.stride,
+        rows_x.address,
+        rows_x.stride,
+        count.address,
+        int(count.value),
+        lo,
+        hi,
+        target.address,
+        target.stride,
+        scratch.data_ptr(),
+        0 if status is None else status.data_ptr(),
+    )
+    if out is not None:
+        bridge.written(out)
+    if check_finite:
+        bridge.raise_if_not_finite(bad, status, {"delta": d, "x": points})
+    return bridge.like(target.tensor, delta) if out is None else out
+
+
 def l1_step(
     delta: Array, grad: Array, x: Array, eps: Any, step_size: Any, k: Any, bounds: Any, out: Array | None,
     check_finite: bool,
@@ -72,7 +114,7 @@ def l1_step(
     target = _target(out, d, rows_d, {"grad": rows_g, "x": rows_x, **numbers})
     scratch = None  # a row for each team at work, where out cannot serve
     if target.address == rows_d.address:
-        scratch = torch.empty((place.threads if place.device < 0 else rows, n), dtype=d.dtype, device=d.device)
+        scratch = bridge.scratch_for(place, d, n, d.dtype)
     status = bridge.status_for(place, d, check_finite)
     bad = bridge.native.l1_step(
         d.dtype is torch.float64,
@@ -103,6 +145,73 @@ def l1_step(
     if check_finite:
         bridge.raise_if_not_finite(bad, status, {"delta": d, "grad": g, "x": points})
     return bridge.like(target.tensor, delta) if out is None else out
+
+
+def sparse_pgd_step(
+    values: Array, mask: Array, grad: Array, x: Array, k: Any, step_size: Any, mask_step: Any, projected: Any,
+    unchanged: Array | None, channels: Any, bounds: Any, check_finite: bool,
+) -> Array:  # fmt: skip
+    v, weights = bridge.writable(values, "values"), bridge.writable(mask, "mask")
+    g, points = bridge.as_tensor(grad, "grad"), bridge.as_tensor(x, "x")
+    bridge.check_batch(v, "values")
+    bridge.check_like(g, "grad", v, "values")
+    bridge.check_like(points, "x", v, "values")
+    place = bridge.place_of(v, "values")
+    rows, n = bridge.shape_of(v)
+    channels = arguments.channels_of(channels, n)
+    places = n // channels
+    bridge.check_like(weights, "mask", v.new_empty(()).expand(rows, places), "one number for each place of values")
+    count = arguments.coordinates(k, v, places, least=0)
+    length = arguments.per_row(step_size, "step_size", v, "finite numbers >= 0", arguments.finite_not_negative)
+    turn = arguments.per_row(mask_step, "mask_step", v, "finite numbers >= 0", arguments.finite_not_negative)
+    if not isinstance(projected, bool):
+        raise TypeError(f"projected must be True or False, not {projected!r}")
+    same = None if unchanged is None else arguments.counters(unchanged, "unchanged", v)
+    lo, hi = arguments.bounds_of(bounds, v.dtype)
+    rows_v, rows_m = bridge.output_rows(v, "values", rows, n), bridge.output_rows(weights, "mask", rows, places)
+    rows_g, rows_x = bridge.input_rows(g, "grad", rows, n), bridge.input_rows(points, "x", rows, n)
+    read = {"grad": rows_g, "x": rows_x, "k": count.tensor, "step_size": length.tensor, "mask_step": turn.tensor}
+    rule = "which is written in place, so they must not"
+    bridge.refuse_overlap(rows_v, "values", {"mask": rows_m, "unchanged": same, **read}, rule)
+    bridge.refuse_overlap(rows_m, "mask", {"unchanged": same, **read}, rule)
+    if same is not None:
+        rows_s = bridge.Rows(same, same.data_ptr(), rows, 1, rows)
+        bridge.refuse_overlap(rows_s, "unchanged", read, rule)
+    target = bridge.new_rows(v, rows, n)
+    scratch = bridge.scratch_for(place, v, 2 * places, torch.float64)
+    status = bridge.status_for(place, v, check_finite)
+    bad = bridge.native.sparse_pgd_step(
+        v.dtype is torch.float64,
+        *place,
+        rows,
+        n,
+        channels,
+        rows_v.address,
+        rows_v.stride,
+        rows_m.address,
+        rows_m.stride,
+        rows_g.address,
+        rows_g.stride,
+        rows_x.address,
+        rows_x.stride,
+        length.address,
+        length.value,
+        turn.address,
+        turn.value,
+        count.address,
+        int(count.value),
+        projected,
+        0 if same is None else same.data_ptr(),
+        lo,
+        hi,
+        target.address,
+        scratch.data_ptr(),
+        0 if status is None else status.data_ptr(),
+    )
+    bridge.written(values, mask, unchanged)
+    if check_finite:
+        bridge.raise_if_not_finite(bad, status, {"values": v, "mask": weights, "grad": g, "x": points})
+    return bridge.like(target.tensor, values)
 
 
 def recovery_step(

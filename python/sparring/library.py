@@ -60,6 +60,35 @@ def _projection_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...
 project_l1_box.register_autograd(_projection_backward, setup_context=_save)
 
 
+@torch.library.custom_op("sparring::project_l0_box", mutates_args=())
+def project_l0_box(
+    delta: Tensor, x: Tensor, k: Tensor, lo: float, hi: float, channels: int = 1, check_finite: bool = True
+) -> Tensor:
+    result: Tensor = eager.project_l0_box(delta, x, k, (lo, hi), channels, None, check_finite)
+    return result
+
+
+@project_l0_box.register_fake
+def _(
+    delta: Tensor, x: Tensor, k: Tensor, lo: float, hi: float, channels: int = 1, check_finite: bool = True
+) -> Tensor:
+    return torch.empty_like(delta, memory_format=torch.contiguous_format)
+
+
+def _save_kept(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    delta = inputs[0]
+    ctx.save_for_backward(output != 0, output == delta)
+
+
+def _l0_projection_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    """What is kept moves with delta, or, at a face of the box, with -x."""
+    kept, free = ctx.saved_tensors
+    return upstream * (kept & free), -upstream * (kept & ~free), None, None, None, None, None
+
+
+project_l0_box.register_autograd(_l0_projection_backward, setup_context=_save_kept)
+
+
 @torch.library.custom_op("sparring::l1_step", mutates_args=())
 def l1_step(
     delta: Tensor,
@@ -116,3 +145,44 @@ def recovery_step(
         image, grad, lr, lam, "prox" if prox else "subgradient", exp_avg, exp_avg_sq, step, (beta1, beta2), adam_eps,
         black, (lo, hi), floor, mask, frozen, check_finite,
     )  # fmt: skip
+
+
+@torch.library.custom_op("sparring::sparse_pgd_step", mutates_args=("values", "mask", "unchanged"))
+def sparse_pgd_step(
+    values: Tensor,
+    mask: Tensor,
+    unchanged: Tensor | None,
+    grad: Tensor,
+    x: Tensor,
+    k: Tensor,
+    step_size: Tensor,
+    mask_step: Tensor,
+    projected: bool,
+    channels: int,
+    lo: float,
+    hi: float,
+    check_finite: bool = True,
+) -> Tensor:
+    result: Tensor = eager.sparse_pgd_step(
+        values, mask, grad, x, k, step_size, mask_step, projected, unchanged, channels, (lo, hi), check_finite
+    )
+    return result
+
+
+@sparse_pgd_step.register_fake
+def _(
+    values: Tensor,
+    mask: Tensor,
+    unchanged: Tensor | None,
+    grad: Tensor,
+    x: Tensor,
+    k: Tensor,
+    step_size: Tensor,
+    mask_step: Tensor,
+    projected: bool,
+    channels: int,
+    lo: float,
+    hi: float,
+    check_finite: bool = True,
+) -> Tensor:
+    return torch.empty_like(values, memory_format=torch.contiguous_format)

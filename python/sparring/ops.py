@@ -24,7 +24,7 @@ from sparring import _eager as eager
 from sparring._bridge import Array
 from sparring._gate import recorded, refuse_tangent
 
-__all__ = ["l1_step", "project_l1_box", "recovery_step"]
+__all__ = ["l1_step", "project_l0_box", "project_l1_box", "recovery_step", "sparse_pgd_step"]
 
 
 def project_l1_box(
@@ -111,12 +111,79 @@ def _numbers(value: Any, name: str, batch: Tensor, dtype: torch.dtype = torch.fl
     return tensor.to(batch.device, dtype)
 
 
+def _counts(k: Any, batch: Tensor, channels: int = 1) -> Tensor:
+    """k as the tensor that a registered operator takes: counts, or, where it is a tensor itself, as it is."""
+    if isinstance(k, Tensor):
+        return k
+    k = max(1, round(k * (bridge.shape_of(batch)[1] // channels))) if isinstance(k, float) else k
+    return _numbers(min(k, arguments.LARGEST_INT) if isinstance(k, int) else k, "k", batch, torch.int64)
+
+
 def _refuse_out(out: Array | None) -> None:
     if out is not None:
         raise ValueError(
             "out cannot be combined with arguments that require grad, nor with torch.compile, tracing, torch.func or "
             "dispatch modes; pass out=None"
         )
+
+
+def project_l0_box(
+    delta: Array,
+    x: Array,
+    k: int | float | Array,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    *,
+    channels: int = 1,
+    out: Array | None = None,
+    check_finite: bool = True,
+) -> Array:
+    """Nearest perturbation to `delta` that changes at most `k` entries, or pixels, and stays inside the box.
+
+    For every example, a v that minimises ``|v - delta|_2`` subject to ``lo <= x + v <= hi`` and to being 0 in all but
+    `k` places. A place is an entry, or, with `channels`, the entries of one position in all channels. Exact: each entry
+    goes to its nearest value in the box, and the places stay whose entries, set to 0, would be missed most; equal ones
+    by index, lowest first. ``x + v`` never leaves the box.
+
+    Parameters
+    ----------
+    delta : (B, ...) float32 or float64
+        Perturbations.
+    x : like `delta`
+        The points they perturb, inside `bounds`. A coordinate outside counts as having no room.
+    k : int, float or (B,)
+        Number of places that may change, >= 0; a float, or an array of floats, is a fraction of all places in (0, 1],
+        rounded, at least one place.
+    bounds : (float, float)
+        The box; ends may be infinite.
+    channels : int
+        In how many channels every place has an entry: D must be a multiple, laid out channel first, as in (B, C, H, W).
+    out : like `delta`, optional
+        Where to write; may be `delta` itself.
+    check_finite : bool
+        As in :func:`project_l1_box`.
+
+    Returns
+    -------
+    array like `delta`
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what was wrong with it and what is accepted.
+
+    Notes
+    -----
+    Without the box this is hard thresholding: Blumensath & Davies 2008, "Iterative thresholding for sparse
+    approximations"; with it, Croce & Hein 2019, "Sparse and imperceivable adversarial attacks", section 4.1.
+    Differentiable in `delta` and `x` when called on tensors that require grad, with the places held as they are.
+    """
+    if recorded() or (torch.is_grad_enabled() and (_wants_grad(delta) or _wants_grad(x))):
+        _refuse_out(out)
+        d, points = _operands(delta=delta, x=x)
+        lo, hi = arguments.bounds_of(bounds, d.dtype)
+        channels = arguments.count(channels, "channels")
+        return _registered().project_l0_box(d, points, _counts(k, d, channels), lo, hi, channels, check_finite)
+    return eager.project_l0_box(delta, x, k, bounds, channels, out, check_finite)
 
 
 def l1_step(
@@ -166,11 +233,7 @@ def l1_step(
         _refuse_out(out)
         d, g, points = _operands(delta=delta, grad=grad, x=x)
         lo, hi = arguments.bounds_of(bounds, d.dtype)
-        if isinstance(k, Tensor):
-            counts = k
-        else:
-            k = max(1, round(k * bridge.shape_of(d)[1])) if isinstance(k, float) else k
-            counts = _numbers(min(k, arguments.LARGEST_INT) if isinstance(k, int) else k, "k", d, torch.int64)
+        counts = _counts(k, d)
         radius, length = _numbers(eps, "eps", d), _numbers(step_size, "step_size", d)
         return _registered().l1_step(d, g, points, radius, length, counts, lo, hi, check_finite)
     return eager.l1_step(delta, grad, x, eps, step_size, k, bounds, out, check_finite)
@@ -255,3 +318,86 @@ def recovery_step(
         min(step, arguments.LARGEST_INT), *betas, adam_eps, black, lo, hi, floor, check_finite,
     )  # fmt: skip
     return image
+
+
+def sparse_pgd_step(
+    values: Array,
+    mask: Array,
+    grad: Array,
+    x: Array,
+    k: int | float | Array,
+    *,
+    step_size: float | Array,
+    mask_step: float | Array,
+    projected: bool = False,
+    unchanged: Array | None = None,
+    channels: int = 1,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    check_finite: bool = True,
+) -> Array:
+    """One step of sparse PGD on perturbations that are `values` at the `k` places of largest `mask`, and 0 elsewhere.
+
+    In order, for every example: the mask moves along the gradient that it would have if its sigmoid weighed the values,
+    scaled to Euclidean length `mask_step`; the values move by `step_size` along the sign of `grad`, everywhere (the
+    unprojected gradient) or only at the places that were chosen (`projected`), and into the box; the places are chosen
+    anew, equal ones by index, lowest first.
+
+    Parameters
+    ----------
+    values : (B, ...) float32 or float64
+        What each entry would be changed by; written in place, rows must be contiguous.
+    mask : (B, P), like `values` in dtype and device
+        How much each of the P places is wanted, any number; written in place, rows must be contiguous.
+    grad, x : like `values`
+        Gradients of what is to grow, at ``x`` plus the perturbation; the points perturbed, inside `bounds`.
+    k : int, float or (B,)
+        Number of places, >= 0, or a fraction of all, as in :func:`project_l0_box`.
+    step_size, mask_step : float or (B,)
+        Finite, >= 0. The published ones are a quarter of the box's width and of ``sqrt(D)``.
+    projected : bool
+        Which gradient moves the values.
+    unchanged : int64 (B,), optional
+        Written in place: raised by 1 where the places are the same after the step as before, else set to 0.
+    channels : int
+        In how many channels every place has an entry, as in :func:`project_l0_box`: ``D == channels * P``.
+    bounds : (float, float)
+        The box; ends may be infinite.
+    check_finite : bool
+        Raise for NaN or inf in `values`, `mask`, `grad` or `x`. Such examples are left untouched in either case, NaN is
+        returned for them, and all others are updated.
+
+    Returns
+    -------
+    array like `values`
+        The perturbations after the step. A constant to autograd.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what was wrong with it and what is accepted.
+
+    Notes
+    -----
+    Zhong, Liu & Xu 2024, "Towards efficient training and evaluation of robust models against l0 bounded adversarial
+    perturbations", section 3.
+    """
+    if not recorded():
+        return eager.sparse_pgd_step(
+            values, mask, grad, x, k, step_size, mask_step, projected, unchanged, channels, bounds, check_finite
+        )
+    given = {"values": values, "mask": mask, "unchanged": unchanged}
+    changed = {
+        name: array if isinstance(array, Tensor) else bridge.writable(array, name)
+        for name, array in given.items()
+        if array is not None
+    }
+    arrays = changed | {"grad": grad, "x": x}
+    arrays = dict(zip(arrays, _operands(**arrays), strict=True))
+    v = arrays["values"]
+    lo, hi = arguments.bounds_of(bounds, v.dtype)
+    channels = arguments.count(channels, "channels")
+    return _registered().sparse_pgd_step(
+        v, arrays["mask"], arrays.get("unchanged"), arrays["grad"], arrays["x"], _counts(k, v, channels),
+        _numbers(step_size, "step_size", v), _numbers(mask_step, "mask_step", v), projected, channels, lo, hi,
+        check_finite,
+    )  # fmt: skip

@@ -3,8 +3,9 @@
 The compiled operations are checked against these. Each function takes CPU tensors of any floating-point type, computes
 in float64 and returns float64; nothing is written in place. Bounds, black and floor are first rounded to the data's
 type, as the compiled operations do, so that an entry that sits on one of them does so here too. Rows (the first
-dimension is the batch) that hold a NaN or an infinity come back as all NaN from `project_l1_box` and `l1_step`, and
-unchanged from `recovery_step`.
+dimension is the batch) that hold a NaN or an infinity come back as all NaN from the projections and `l1_step`, and
+unchanged from `recovery_step`
+and `sparse_pgd_step`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["l1_step", "project_l1_box", "recovery_step"]
+__all__ = ["l1_step", "project_l0_box", "project_l1_box", "recovery_step", "sparse_pgd_step"]
 
 
 def project_l1_box(delta: Tensor, x: Tensor, eps: float | Tensor, bounds: tuple[float, float] = (0.0, 1.0)) -> Tensor:
@@ -69,6 +70,42 @@ def project_l1_box(delta: Tensor, x: Tensor, eps: float | Tensor, bounds: tuple[
     fits = room.sum(1, keepdim=True) <= radius
     v = delta.sign() * torch.where(fits, room, kept)
     return v.where(_finite(delta, x), torch.nan).reshape(shape)
+
+
+def project_l0_box(
+    delta: Tensor, x: Tensor, k: int | float | Tensor, bounds: tuple[float, float] = (0.0, 1.0), channels: int = 1
+) -> Tensor:
+    """Nearest point to `delta` that is not 0 in at most `k` places and has ``lo <= x + v <= hi``, row by row, by
+    sorting.
+
+    A place is a position with its entries in all `channels`, laid out channel first. Every entry is brought into the
+    box; the places stay that would add most to ``|v - delta|_2^2`` if they were 0, ties going to the lowest index.
+
+    Parameters
+    ----------
+    delta, x : Tensor, shape (B, ...)
+        Where `x` is outside the bounds there is no room to move further out.
+    k : int, float or Tensor of shape (B,)
+        Floats are fractions in (0, 1] of the number of places P, and stand for ``max(1, round(k * P))``.
+    bounds : (lo, hi)
+    channels : int
+
+    Returns
+    -------
+    Tensor, float64, shape (B, ...)
+    """
+    shape, (lo, hi) = delta.shape, _rounded(x, *bounds)
+    delta, x = (_rows(t).reshape(shape[0], channels, math.prod(shape[1:]) // channels) for t in (delta, x))
+    if delta.numel() == 0:
+        return delta.reshape(shape)
+    room = torch.where(delta > 0, hi - x, x - lo).clamp(min=0)
+    inside = delta.sign() * delta.abs().minimum(room)
+    largest = delta.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    unit = torch.exp2(largest.log2().floor())  # of which no square overflows
+    missed = (inside.abs() / unit) * ((2 * delta.abs() - inside.abs()) / unit)
+    gain = sum(missed.unbind(1), torch.zeros_like(missed[:, 0]))
+    v = torch.where(_largest(gain, k)[:, None], inside, 0.0).flatten(1)
+    return v.where(_finite(delta.flatten(1), x.flatten(1)), torch.nan).reshape(shape)
 
 
 def l1_step(
@@ -194,6 +231,76 @@ def recovery_step(
         None if m is None or old_m is None else m.where(moves, old_m),
         None if v is None or old_v is None else v.where(moves, old_v),
     )
+
+
+def sparse_pgd_step(
+    values: Tensor,
+    mask: Tensor,
+    grad: Tensor,
+    x: Tensor,
+    k: int | float | Tensor,
+    *,
+    step_size: float | Tensor,
+    mask_step: float | Tensor,
+    projected: bool = False,
+    channels: int = 1,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One step of sparse PGD (Zhong, Liu & Xu 2024), its gradients by autograd.
+
+    The compiled operation works in place on `values` and `mask`; this one returns the two anew. The mask's gradient is
+    that of ``sum(grad * values * sigmoid(mask))``; with `projected` the values' is that of ``sum(grad * values *
+    chosen)``, `chosen` being 1 at the `k` places of largest mask, else of the former sum.
+
+    Parameters
+    ----------
+    values, grad, x : Tensor, shape (B, ...)
+    mask : Tensor, shape (B, P)
+    k, step_size, mask_step : number or Tensor of shape (B,)
+    projected : bool
+    channels : int
+    bounds : (lo, hi)
+
+    Returns
+    -------
+    perturbation, values, mask : Tensor, float64, shape (B, ...), (B, ...) and (B, P)
+    same : bool Tensor, shape (B,)
+        Whether the places are those before the step.
+    """
+    shape, (lo, hi) = values.shape, _rounded(x, *bounds)
+    by_place = (shape[0], channels, mask.shape[1])
+    v, g, points = (_rows(t).reshape(by_place) for t in (values, grad, x))
+    m, live = _rows(mask), _finite(_rows(values), _rows(mask), _rows(grad), _rows(x))
+    v0, m0 = v.requires_grad_(), m.requires_grad_()
+    chosen = _largest(m, k)
+    # Squares of a gradient that is very large or small are not: its length is measured in units of its largest entry.
+    of_mask, of_values = torch.autograd.grad((g * v * m.sigmoid()[:, None]).sum(), (m, v))
+    if projected:
+        (of_values,) = torch.autograd.grad((g * v * chosen[:, None]).sum(), v)
+    v, m = v0.detach(), m0.detach()
+    unit = of_mask.abs().amax(1, keepdim=True)
+    direction = torch.where(unit > 0, of_mask / unit, 0.0)
+    length = direction.norm(dim=1, keepdim=True).clamp(min=1)
+    moved = m + _per_row(mask_step, m) * direction / length
+    ahead = v + _per_row(step_size, m)[:, None] * of_values.sign()
+    room = torch.where(ahead > 0, hi - points, points - lo).clamp(min=0)
+    ahead = ahead.sign() * ahead.abs().minimum(room)
+    again = _largest(moved.to(mask.dtype).double(), k)
+    live = live[:, 0]
+    return (
+        (ahead * again[:, None]).where(live[:, None, None], torch.nan).reshape(shape),
+        ahead.where(live[:, None, None], v).reshape(shape),
+        moved.where(live[:, None], m),
+        live & (again == chosen).all(1),
+    )
+
+
+def _largest(mask: Tensor, k: int | float | Tensor) -> Tensor:
+    """bool (B, P): the `k` largest of each row, ties going to the lowest index."""
+    count = _per_row(k, mask)
+    if torch.as_tensor(k, device=mask.device).is_floating_point():
+        count = (count * mask.shape[1]).round().clamp(min=1)
+    return mask.argsort(dim=1, descending=True, stable=True).argsort(dim=1) < count
 
 
 def _rows(t: Tensor) -> Tensor:

@@ -142,6 +142,17 @@ def assert_projection(v: Tensor, delta: Tensor, x: Tensor, eps: float | Tensor, 
     assert_near(v, *(reference.project_l1_box(delta, x, radius, bounds) for radius in radii(v, eps)))
 
 
+def assert_sparse_projection(
+    v: Tensor, delta: Tensor, x: Tensor, k: int | float | Tensor, bounds: Bounds = (0.0, 1.0), channels: int = 1
+) -> None:
+    """In the box, and the reference's: the same places, and every entry within a roundoff of the room that it has."""
+    assert_feasible(v, x, math.inf, bounds)
+    wanted = reference.project_l0_box(delta, x, k, bounds, channels)
+    got, expected = flat(v), flat(wanted)
+    assert torch.equal(got != 0, expected != 0), "other places are kept"
+    assert bool(((got - expected).abs() <= 4 * unit(v.dtype) * expected.abs() + smallest(v.dtype)).all())
+
+
 def assert_step(
     v: Tensor,
     delta: Tensor,

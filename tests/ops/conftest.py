@@ -70,7 +70,7 @@ class SimtInTurn:
     params=["cpu", pytest.param("simt", marks=pytest.mark.simt), pytest.param("cuda", marks=pytest.mark.cuda)],
 )
 def backend(request: pytest.FixtureRequest) -> Any:
-    """Something with project_l1_box, l1_step and recovery_step, called with CPU tensors."""
+    """Something with the functions of `sparring.ops`, called with CPU tensors."""
     if request.param == "simt":
         return SimtInTurn()
     if request.param == "cuda":

@@ -41,6 +41,11 @@ def test_numpy_in_numpy_out(dtype: torch.dtype) -> None:
     want = ops.project_l1_box(tensors[0], tensors[2], torch.from_numpy(eps))
     np.testing.assert_array_equal(projected, want.numpy())
 
+    sparse = ops.project_l0_box(delta, x, np.array([0, 1, 2, 30]), channels=3)
+    assert isinstance(sparse, np.ndarray)
+    want = ops.project_l0_box(tensors[0], tensors[2], torch.tensor([0, 1, 2, 30]), channels=3)
+    np.testing.assert_array_equal(sparse, want.numpy())
+
     stepped = ops.l1_step(delta, grad, x, eps, np.full(4, 0.5), np.array([1, 2, 3, 4]))
     assert isinstance(stepped, np.ndarray)
     want = ops.l1_step(*tensors, torch.from_numpy(eps), 0.5, torch.tensor([1, 2, 3, 4]))
@@ -59,6 +64,9 @@ def test_numpy_output_given_and_in_place(dtype: torch.dtype) -> None:
     stepped = ops.l1_step(delta, grad, x, 1.0, 0.5, 3)
     assert ops.l1_step(delta, grad, x, 1.0, 0.5, 3, out=delta) is delta
     np.testing.assert_array_equal(delta, stepped)
+    sparse = ops.project_l0_box(delta, x, 3)
+    assert ops.project_l0_box(delta, x, 3, out=delta) is delta
+    np.testing.assert_array_equal(delta, sparse)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -81,11 +89,12 @@ def test_numpy_recovery_step_in_place(dtype: torch.dtype) -> None:
 
 def test_read_only_numpy_inputs() -> None:
     delta, grad, x = (t.numpy().copy() for t in problem())
-    want = ops.project_l1_box(delta, x, 1.0), ops.l1_step(delta, grad, x, 1.0, 0.5, 3)
+    want = ops.project_l1_box(delta, x, 1.0), ops.l1_step(delta, grad, x, 1.0, 0.5, 3), ops.project_l0_box(delta, x, 3)
     for a in (delta, grad, x):
         a.flags.writeable = False
     np.testing.assert_array_equal(ops.project_l1_box(delta, x, 1.0), want[0])
     np.testing.assert_array_equal(ops.l1_step(delta, grad, x, 1.0, 0.5, 3), want[1])
+    np.testing.assert_array_equal(ops.project_l0_box(delta, x, 3), want[2])
     image = np.full((4, 3, 10), 0.5, dtype=np.float32)
     ops.recovery_step(image, grad, lr=0.1, lam=1.0)
     assert (image != 0.5).any()
@@ -97,6 +106,8 @@ def test_read_only_numpy_outputs_are_refused() -> None:
     image.flags.writeable = False
     with pytest.raises(ValueError, match=r"\bout\b.*(read-only|writ)"):
         ops.project_l1_box(delta, x, 1.0, out=image)
+    with pytest.raises(ValueError, match=r"\bout\b.*(read-only|writ)"):
+        ops.project_l0_box(delta, x, 3, out=image)
     with pytest.raises(ValueError, match=r"\bout\b.*(read-only|writ)"):
         ops.l1_step(delta, grad, x, 1.0, 0.5, 3, out=image)
     with pytest.raises(ValueError, match=r"\bimage\b.*(read-only|writ)"):
@@ -110,6 +121,8 @@ def test_anything_with_dlpack(dtype: torch.dtype) -> None:
     delta, grad, x = map(Capsule, tensors)
     projected = torch.from_dlpack(ops.project_l1_box(delta, x, 1.0))
     assert torch.equal(projected, ops.project_l1_box(tensors[0], tensors[2], 1.0))
+    sparse = torch.from_dlpack(ops.project_l0_box(delta, x, 3))
+    assert torch.equal(sparse, ops.project_l0_box(tensors[0], tensors[2], 3))
     stepped = torch.from_dlpack(ops.l1_step(delta, grad, x, 1.0, 0.5, 3))
     assert torch.equal(stepped, ops.l1_step(*tensors, 1.0, 0.5, 3))
     image, same = tensors[2].clone(), tensors[2].clone()

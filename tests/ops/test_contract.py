@@ -22,6 +22,7 @@ def good_arguments(op: str) -> dict[str, Any]:
     grad, _ = sample((ROWS, COLUMNS), torch.float32, seed=1)
     return {
         "project_l1_box": {"delta": delta, "x": x, "eps": 1.0},
+        "project_l0_box": {"delta": delta, "x": x, "k": 3, "channels": 2},
         "l1_step": {"delta": delta, "grad": grad, "x": x, "eps": 1.0, "step_size": 0.5, "k": 3},
         "recovery_step": {
             "image": x,
@@ -36,11 +37,12 @@ def good_arguments(op: str) -> dict[str, Any]:
 
 ARRAYS = {
     "project_l1_box": ("delta", "x"),
+    "project_l0_box": ("delta", "x"),
     "l1_step": ("delta", "grad", "x"),
     "recovery_step": ("image", "grad", "exp_avg", "exp_avg_sq"),
 }
 PER_ROW = {"project_l1_box": ("eps",), "l1_step": ("eps", "step_size"), "recovery_step": ("lr", "lam")}
-OUTPUT = ("project_l1_box", "l1_step")
+OUTPUT = ("project_l1_box", "project_l0_box", "l1_step")
 
 
 @dataclass
@@ -106,15 +108,25 @@ SPOILED_OUTPUTS: list[tuple[str, Any, Any]] = [
     ("a leaf that requires grad", torch.empty(ROWS, COLUMNS, requires_grad=True), ValueError),
 ]
 SPOILED_K: list[tuple[str, Any, Any]] = [
-    ("zero", 0, ValueError),
     ("negative", -3, ValueError),
     ("fraction zero", 0.0, ValueError),
     ("fraction above one", 1.5, ValueError),
     ("fraction NaN", math.nan, ValueError),
     ("too few", torch.tensor([1, 2]), ValueError),
-    ("one zero", torch.tensor([1, 2, 0, 3, 4]), ValueError),
+    ("one negative", torch.tensor([1, 2, -1, 3, 4]), ValueError),
+    ("two-dimensional", torch.ones(ROWS, COLUMNS, dtype=torch.int64), ValueError),
+    ("None", None, TypeError),
     ("one fraction above one", torch.tensor([0.5, 0.5, 2.0, 0.5, 0.5]), ValueError),
     ("a string", "all", TypeError),
+]
+SPOILED_CHANNELS: list[tuple[str, Any, Any]] = [
+    ("zero", 0, ValueError),
+    ("negative", -2, ValueError),
+    ("no divisor", 5, ValueError),
+    ("more than entries", 2 * COLUMNS, ValueError),
+    ("a fraction", 2.0, ValueError),
+    ("a bool", True, ValueError),
+    ("None", None, ValueError),
 ]
 RECOVERY: list[tuple[str, str, Any, Any]] = [
     ("penalty", "unknown", "l2", ValueError),
@@ -147,7 +159,10 @@ BAD = [
     *(Bad(op, name, *row) for op, names in PER_ROW.items() for name in names for row in SPOILED_NUMBERS),
     *(Bad(op, "bounds", *row) for op in ARRAYS for row in SPOILED_BOUNDS),
     *(Bad(op, "out", *row) for op in OUTPUT for row in SPOILED_OUTPUTS),
-    *(Bad("l1_step", "k", *row) for row in SPOILED_K),
+    *(Bad(op, "k", *row) for op in ("l1_step", "project_l0_box") for row in SPOILED_K),
+    Bad("l1_step", "k", "zero", 0),
+    Bad("l1_step", "k", "one zero", torch.tensor([1, 2, 0, 3, 4])),
+    *(Bad("project_l0_box", "channels", *row) for row in SPOILED_CHANNELS),
     *(Bad("recovery_step", *row) for row in RECOVERY),
 ]  # fmt: skip
 

@@ -11,7 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from checks import DTYPES, assert_near, assert_projection, assert_step, same_bits, sample
+from checks import (
+    DTYPES,
+    assert_near,
+    assert_projection,
+    assert_sparse_projection,
+    assert_step,
+    same_bits,
+    sample,
+)
 from torch import Tensor
 
 from sparring import _core, ops
@@ -32,6 +40,7 @@ def answers(ops: Any, delta: Tensor, grad: Tensor, x: Tensor) -> list[Tensor]:
     eps = 0.02 * x[:1].numel()
     return [
         ops.project_l1_box(delta, x, eps),
+        ops.project_l0_box(delta, x, 0.05),
         ops.l1_step(delta, grad, x, eps, 0.5 * eps, 0.05),
         image,
         first,
@@ -100,10 +109,11 @@ torch.save([answers(ops, *arguments) for arguments in torch.load(sys.argv[2])], 
         check=True,
         timeout=120,
     )
-    for (delta, grad, x), (projected, stepped, image, *_) in zip(
+    for (delta, grad, x), (projected, sparse, stepped, image, *_) in zip(
         cases, torch.load(tmp_path / "answers.pt"), strict=True
     ):
         eps = 0.02 * x.shape[1]
         assert_projection(projected, delta, x, eps)
+        assert_sparse_projection(sparse, delta, x, 0.05)
         assert_step(stepped, delta, grad, x, eps, 0.5 * eps, 0.05)
-        assert_near(image, answers(ops, delta, grad, x)[2], units=16.0)
+        assert_near(image, answers(ops, delta, grad, x)[3], units=16.0)

@@ -36,7 +36,7 @@ def test_unusual_tensors(op: str, name: str, kind: str) -> None:
         assert same_bits(got[key].detach().resolve_neg(), tensor)
 
 
-@pytest.mark.parametrize("op", ["project_l1_box", "l1_step"])
+@pytest.mark.parametrize("op", ["project_l1_box", "project_l0_box", "l1_step"])
 @pytest.mark.parametrize("kind", UNUSUAL)
 def test_unusual_outputs(op: str, kind: str) -> None:
     make, refused = UNUSUAL[kind]
@@ -53,6 +53,7 @@ PER_ROW = [
     (op, name, kind)
     for op, names in {
         "project_l1_box": ["eps"],
+        "project_l0_box": ["k"],
         "l1_step": ["eps", "step_size", "k"],
         "recovery_step": ["lr", "lam"],
     }.items()
@@ -116,6 +117,7 @@ OVERLAPS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
 }
 PAIRS = [
     *(("project_l1_box", read, "out") for read in ("delta", "x")),
+    *(("project_l0_box", read, "out") for read in ("delta", "x")),
     *(("l1_step", read, "out") for read in ("delta", "grad", "x")),
     *(("recovery_step", "grad", changed) for changed in ("image", "exp_avg", "exp_avg_sq")),
     *(("recovery_step", *pair) for pair in (("image", "exp_avg"), ("image", "exp_avg_sq"), ("exp_avg", "exp_avg_sq"))),

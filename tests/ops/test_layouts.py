@@ -54,6 +54,8 @@ def test_inputs_in_any_layout(backend: Any, dtype: torch.dtype, layout: Callable
     if which != "grad":
         v = backend.project_l1_box(d, p, EPS)
         assert same_bits(v, backend.project_l1_box(plain["delta"], plain["x"], EPS))
+        v = backend.project_l0_box(d, p, K, channels=3)
+        assert same_bits(v, backend.project_l0_box(plain["delta"], plain["x"], K, channels=3))
     v = backend.l1_step(d, g, p, EPS, SIZE, K)
     assert same_bits(v, backend.l1_step(plain["delta"], plain["grad"], plain["x"], EPS, SIZE, K))
     for name in laid:
@@ -68,6 +70,8 @@ def test_broadcast_inputs(backend: Any, dtype: torch.dtype) -> None:
     for p in (one_point, one_number):
         v = backend.project_l1_box(delta, p, EPS)
         assert same_bits(v, backend.project_l1_box(delta, p.contiguous(), EPS))
+        v = backend.project_l0_box(delta, p, K)
+        assert same_bits(v, backend.project_l0_box(delta, p.contiguous(), K))
         v = backend.l1_step(delta, grad[:1].expand(4, 100), p, EPS, SIZE, K)
         assert same_bits(v, backend.l1_step(delta, grad[:1].repeat(4, 1), p.contiguous(), EPS, SIZE, K))
 
@@ -79,6 +83,8 @@ def test_output_given(backend: Any, dtype: torch.dtype) -> None:
     out = torch.full_like(delta, 7.0)
     assert backend.project_l1_box(delta, x, EPS, out=out) is out
     assert same_bits(out, backend.project_l1_box(delta, x, EPS))
+    assert backend.project_l0_box(delta, x, K, out=out) is out
+    assert same_bits(out, backend.project_l0_box(delta, x, K))
     assert backend.l1_step(delta, grad, x, EPS, SIZE, K, out=out) is out
     assert same_bits(out, backend.l1_step(delta, grad, x, EPS, SIZE, K))
 
@@ -94,6 +100,16 @@ def test_in_place(backend: Any, dtype: torch.dtype, eps: float) -> None:
     assert same_bits(a, projected)
     assert backend.l1_step(b, grad, x, eps, SIZE, K, out=b) is b
     assert same_bits(b, stepped)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels", [1, 4])
+def test_sparse_projection_in_place(backend: Any, dtype: torch.dtype, channels: int) -> None:
+    delta, x = sample((4, 200), dtype)
+    for k in (0, 7, 1000):
+        projected, a = backend.project_l0_box(delta, x, k, channels=channels), delta.clone()
+        assert backend.project_l0_box(a, x, k, channels=channels, out=a) is a
+        assert same_bits(a, projected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -32,6 +32,15 @@ def test_opcheck_project_l1_box(dtype: torch.dtype, shape: tuple[int, ...], diff
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("differentiated", [False, True])
+def test_opcheck_project_l0_box(dtype: torch.dtype, differentiated: bool) -> None:
+    delta, _, x = problem(dtype)
+    delta.requires_grad_(differentiated)
+    for k in (torch.tensor(3), torch.tensor([0, 1, 2, 40])):
+        torch.library.opcheck(library.project_l0_box, (delta, x, k, 0.0, 1.0, 3))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_opcheck_l1_step(dtype: torch.dtype) -> None:
     one, k = torch.tensor(1.0, dtype=DOUBLE), torch.tensor(3)
     torch.library.opcheck(library.l1_step, (*problem(dtype), one, one, k, 0.0, 1.0))
@@ -73,6 +82,14 @@ def test_compiled_step_equals_the_eager_one(k: Any) -> None:
     assert same_bits(compiled(attack)(*problem(torch.float32), eps), attack(*problem(torch.float32), eps))
 
 
+@pytest.mark.parametrize("k", [3, 0.1, torch.tensor([0, 2, 3, 4])], ids=str)
+def test_compiled_sparse_projection_equals_the_eager_one(k: Any) -> None:
+    def attack(delta: Tensor, grad: Tensor, x: Tensor) -> Tensor:
+        return x + sp.project_l0_box(delta + 0.1 * grad.sign(), x, k, channels=2)
+
+    assert same_bits(compiled(attack)(*problem(torch.float32)), attack(*problem(torch.float32)))
+
+
 def test_compiled_recovery_step_works_in_place() -> None:
     def search(image: Tensor, grad: Tensor, first: Tensor, second: Tensor) -> Tensor:
         for step in (1, 2):
@@ -97,6 +114,15 @@ def test_derivatives_of_the_projection(bounds: tuple[float, float]) -> None:
     for radius in (torch.tensor([0.4, 1.1, 100.0], dtype=DOUBLE), torch.tensor(0.7, dtype=DOUBLE)):
         eps = radius.requires_grad_()
         assert torch.autograd.gradcheck(lambda d, p, e: sp.project_l1_box(d, p, e, bounds), (delta, x, eps))
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (-math.inf, math.inf)], ids=str)
+def test_derivatives_of_the_sparse_projection(bounds: tuple[float, float]) -> None:
+    """Against finite differences, the places that are kept being far ahead of the others."""
+    delta, x = sample((3, 6), DOUBLE, (0.1, 0.9))
+    delta, x = (t.requires_grad_() for t in (delta, x))
+    for k in (0, 2, torch.tensor([1, 2, 3])):
+        assert torch.autograd.gradcheck(lambda d, p, k=k: sp.project_l0_box(d, p, k, bounds, channels=2), (delta, x))
 
 
 def test_a_radius_that_is_a_number_has_no_derivative() -> None:

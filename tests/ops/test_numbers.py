@@ -37,6 +37,11 @@ NUMBERS: list[tuple[str, str, Any, Any]] = [
         (0, None), (-(2**70), None), (True, None), (2.0, None), (math.nan, None), (-0.0, None), (Fraction(5, 2), None),
         (torch.tensor(2, device="meta"), None),
     )),
+    *(("project_l0_box", "k", value, like) for value, like in (
+        (2**70, COLUMNS), (np.uint64(2**64 - 1), COLUMNS), (np.int16(2), 2), (0, 0), (np.zeros(ROWS, np.int8), 0),
+        (Fraction(1, 4), 2), (torch.tensor([0.25] * ROWS), 2), (-1, None), (True, None), (2.0, None), (0.0, None),
+        (math.nan, None), ("1", None), ([1] * ROWS, None),
+    )),
     *(("l1_step", "step_size", value, like) for value, like in (
         (1e39, 1e30), (1e300, 1e30), (2**70, 1e30), (-0.0, 0.0),
         (torch.full((ROWS,), 1e300, dtype=torch.float64), 1e30), (math.inf, None), (10**400, None), (True, None),

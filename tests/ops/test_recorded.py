@@ -47,6 +47,7 @@ def test_what_autograd_saved_of_an_array_written_is_stale() -> None:
     weight = torch.ones(ROWS, COLUMNS, requires_grad=True)
     for op, name in (
         ("project_l1_box", "out"),
+        ("project_l0_box", "out"),
         ("l1_step", "out"),
         ("recovery_step", "image"),
         ("recovery_step", "exp_avg"),
@@ -138,7 +139,11 @@ def test_dispatch_modes_see_the_registered_operator(op: str, mode: Callable[[], 
 def test_fake_tensors_give_fake_ones() -> None:
     with FakeTensorMode():
         delta, x = torch.randn(4, 10), torch.rand(4, 10)
-        for answer in (ops.project_l1_box(delta, x, 1.0), ops.l1_step(delta, delta, x, 1.0, 0.5, 3)):
+        for answer in (
+            ops.project_l1_box(delta, x, 1.0),
+            ops.project_l0_box(delta, x, 3, channels=2),
+            ops.l1_step(delta, delta, x, 1.0, 0.5, 3),
+        ):
             assert type(answer).__name__ == "FakeTensor"
             assert answer.shape == (4, 10)
         ops.recovery_step(x, delta, lr=0.1, lam=0.1)

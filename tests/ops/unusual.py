@@ -17,6 +17,7 @@ ROWS, COLUMNS = 3, 8
 REFUSED = (TypeError, ValueError, NotImplementedError)
 ARRAYS = {
     "project_l1_box": ("delta", "x"),
+    "project_l0_box": ("delta", "x"),
     "l1_step": ("delta", "grad", "x"),
     "recovery_step": ("image", "grad", "exp_avg", "exp_avg_sq"),
 }
@@ -28,6 +29,8 @@ def good(op: str) -> dict[str, Any]:
     grad, _ = sample((ROWS, COLUMNS), torch.float32, seed=1)
     if op == "project_l1_box":
         return {"delta": delta, "x": x, "eps": 1.0}
+    if op == "project_l0_box":
+        return {"delta": delta, "x": x, "k": 3}
     if op == "l1_step":
         return {"delta": delta, "grad": grad, "x": x, "eps": 1.0, "step_size": 0.5, "k": 3}
     moments = {"exp_avg": 0.1 * delta, "exp_avg_sq": 0.1 * delta.square()}

@@ -13,7 +13,8 @@ inputs, labels
 eps
     Radius of the ball, in the units of the inputs: a number or one per example (B,).
 norm
-    inf, 2, 1 or "Linf", "L2", "L1".
+    inf, 2, 1 or "Linf", "L2", "L1"; for `sparse_rs` and `sparse_pgd` 0, "L0" (how many entries differ) or "pixels" (how
+    many positions, all channels of one counting as one), where eps is a whole number.
 targets
     Integer (B,): the classes to reach. None: any class but the label.
 loss
@@ -64,6 +65,8 @@ from sparring.attacks.minimum_norm import alma, ddn, fab, minimal, pdpgd, sigma_
 from sparring.attacks.noise import gaussian_noise, uniform_noise
 from sparring.attacks.pgd import pgd, slide
 from sparring.attacks.recovery import Method, Recovery, recover
+from sparring.attacks.sparse_pgd import sparse_pgd
+from sparring.attacks.sparse_rs import sparse_rs
 from sparring.attacks.straight_through import StraightThrough
 
 __all__ = [
@@ -92,5 +95,7 @@ __all__ = [
     "recover",
     "sigma_zero",
     "slide",
+    "sparse_pgd",
+    "sparse_rs",
     "uniform_noise",
 ]

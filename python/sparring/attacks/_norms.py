@@ -1,9 +1,9 @@
-"""The three threat models: perturbations bounded in the Linf, L2 or L1 norm, with every point inside a box."""
+"""The threat models: perturbations bounded in a norm, or in how many entries or pixels differ, with every point in a box."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -33,11 +33,14 @@ class Ball:
     name: str
 
     def __init__(self, inputs: Tensor, eps: Tensor, bounds: Bounds) -> None:
-        self.bounds = _inside(bounds, inputs.dtype)
-        # Of an eps far beyond the box no more is kept than is safe to compute with.
-        entries, width = max(1, inputs[:1].numel()), self.bounds[1] - self.bounds[0]
-        self.inputs, self.eps = inputs.clamp(*self.bounds), eps.clamp(max=_FAR * width * entries)
+        self.bounds = inside(bounds, inputs.dtype)
+        self.inputs = inputs.clamp(*self.bounds)
+        self.eps = eps.clamp(max=self._most())
         self._prepare()
+
+    def _most(self) -> float:
+        """Of an eps far beyond the box no more is kept than is safe to compute with."""
+        return _FAR * (self.bounds[1] - self.bounds[0]) * max(1, self.inputs[:1].numel())
 
     def _prepare(self) -> None:
         """What is computed once for all projections."""
@@ -190,22 +193,94 @@ class L1Ball(Ball):
         return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
 
 
-BALLS: dict[str, type[Ball]] = {"Linf": LinfBall, "L2": L2Ball, "L1": L1Ball}
+class L0Ball(Ball):
+    """At most eps entries differ, eps a whole number."""
+
+    name = "L0"
+
+    def _most(self) -> float:
+        return self.places
+
+    @property
+    def channels(self) -> int:
+        """How many entries count as one."""
+        return 1
+
+    @property
+    def places(self) -> int:
+        """What is counted."""
+        return math.prod(self.inputs.shape[1:]) // self.channels
+
+    def project(self, delta: Tensor) -> Tensor:
+        projected: Tensor = ops.project_l0_box(
+            delta, self.inputs, self.eps.long(), self.bounds, channels=self.channels, check_finite=False
+        )
+        return projected
+
+    def length(self, delta: Tensor) -> Tensor:
+        changed = delta.reshape(len(delta), self.channels, self.places) != 0
+        return changed.any(1).sum(1).double()
+
+
+class PixelBall(L0Ball):
+    """At most eps positions differ, all entries of a position, one in each channel, counting as one."""
+
+    name = "pixels"
+
+    @property
+    def channels(self) -> int:
+        return self.inputs.shape[1] if self.inputs.dim() > 2 else 1
+
+
+BALLS: dict[str, type[Ball]] = {"Linf": LinfBall, "L2": L2Ball, "L1": L1Ball, "L0": L0Ball, "pixels": PixelBall}
+
+NORMED = ("Linf", "L2", "L1")
+"""In which every attack along gradients works."""
+
+COUNTED = ("L0", "pixels")
+"""In which distances are counts; what works there is made for it."""
 
 
 def norm_name(norm: Norm) -> str:
-    """ "Linf", "L2" or "L1" for 1, 2, inf and their names; ValueError for any other norm."""
+    """The name in `BALLS` of a norm: for inf, 2, 1, 0 and all names; ValueError for any other norm."""
     names: dict[Any, str] = {
         math.inf: "Linf",
         2: "L2",
         1: "L1",
+        0: "L0",
         **{name.lower(): name for name in BALLS},
         "inf": "Linf",
     }
     key = norm.lower() if isinstance(norm, str) else norm
     if not isinstance(norm, (int, float, str)) or key not in names or isinstance(norm, bool):
-        raise ValueError(f"norm is {norm!r}; accepted: inf, 2, 1, 'Linf', 'L2', 'L1'")
+        raise ValueError(f"norm is {norm!r}; accepted: inf, 2, 1, 0, {', '.join(map(repr, BALLS))}")
     return names[key]
+
+
+def check_works(name: str, norms: Sequence[str]) -> None:
+    """ValueError unless an attack that works in these norms does in the one of this name."""
+    if name not in norms:
+        others = " In L0 and pixels work sparse_pgd, sparse_rs and sigma_zero." if name in COUNTED else ""
+        raise ValueError(f"norm is {name!r}, but this attack works in {', '.join(norms)}.{others}")
+
+
+def ball_of(norm: Norm, inputs: Tensor, eps: Tensor, bounds: Bounds) -> Ball:
+    """The threat model; ValueError unless eps, float64 (B,), is whole where the norm counts."""
+    name = norm_name(norm)
+    if name in COUNTED and not bool((eps == eps.round()).all()):
+        raise ValueError(
+            f"eps is {float(eps[eps != eps.round()][0])}; accepted in {name}: whole numbers, how many differ"
+        )
+    return BALLS[name](inputs, eps, bounds)
+
+
+def distances_of(moved: Tensor) -> dict[str, Tensor]:
+    """Of perturbations (B, ...) the length in every norm, float64 (B,)."""
+    flat, changed = moved.double().flatten(1), moved != 0
+    by_place = changed.flatten(2).any(1) if moved.dim() > 2 else changed
+    orders = {"Linf": math.inf, "L2": 2, "L1": 1}
+    lengths = {name: torch.linalg.vector_norm(flat, order, dim=1) for name, order in orders.items()}
+    return {**lengths, "L0": changed.flatten(1).sum(1).double(), "pixels": by_place.flatten(1).sum(1).double()}
 
 
 def slack(bounds: Bounds) -> float:
@@ -213,7 +288,7 @@ def slack(bounds: Bounds) -> float:
     return 1e-6 * max(map(abs, bounds))
 
 
-def _inside(bounds: Bounds, dtype: torch.dtype) -> Bounds:
+def inside(bounds: Bounds, dtype: torch.dtype) -> Bounds:
     """The ends as the nearest numbers of `dtype` that are in the bounds."""
     low, high = bounds
     return -float(_rounded_down(torch.tensor([-low], dtype=torch.float64, device="cpu"), dtype)), float(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparring import losses
 from sparring.attacks._model import answered
-from sparring.attacks._norms import Ball, Bounds, Norm, slack
+from sparring.attacks._norms import NORMED, Ball, Bounds, Norm, check_works, norm_name, slack
 from sparring.gradients import InputGrad, Lowered
 from sparring.gradients.batched import Spans, asked
 from sparring.gradients.home import explained, home_of
@@ -41,6 +41,7 @@ class Options:
     return_result: bool = False
     eot: int = 1
     backward: Backward | None = None
+    norms: Sequence[str] = NORMED  # in which the attack works
 
 
 class Query(NamedTuple):
@@ -177,6 +178,7 @@ def fooled(logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
 
 def check(inputs: Tensor, options: Options) -> None:
     """Errors for what can be said without the model."""
+    check_works(norm_name(options.norm), options.norms)
     for name in ("restarts", "batch_size", "eot"):
         value = getattr(options, name)
         if (value is not None or name != "batch_size") and (type(value) is not int or value < 1):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sparring import losses
 from sparring.attacks._model import backward_of, held_still, preprocessed
-from sparring.attacks._norms import BALLS, Ball, norm_name
+from sparring.attacks._norms import Ball, ball_of
 from sparring.attacks._problem import Options, Problem, Query, bounds_of, check, examples, module_of
 from sparring.attacks._result import AttackResult, GradientMaskingWarning
 from sparring.attacks._seeds import example_seeds
@@ -119,7 +119,7 @@ def search(
             if seeds is not None:
                 drawn = seeds[rows, way // (aims or 1)]
                 start = part.ball.scaled(stages[0].scale).random(drawn[at.cpu()].tolist())
-            _run(part, at, begin, start, stages, best, way * budget, options)
+            climb(part, at, begin, start, stages, best, way * budget, options)
         return best
 
     return run(model, inputs, labels, attack, options)
@@ -145,7 +145,7 @@ def run(
         torch.inference_mode(False),
         explained(whole, inputs, "inputs"),
     ):
-        ball = BALLS[norm_name(options.norm)](inputs, eps, bounds_of(options.bounds))
+        ball = ball_of(options.norm, inputs, eps, bounds_of(options.bounds))
         lowered = lower(whole).take(inputs)
         backward = None if stand_in is None else lower(stand_in).take(inputs)
         everything = Problem(
@@ -161,7 +161,7 @@ def run(
     return result if options.return_result else result.adv
 
 
-def _run(
+def climb(
     problem: Problem, at: Tensor, begin: Begin, start: Tensor, stages: Sequence[Stage], best: Best, before: int,
     options: Options,
 ) -> None:  # fmt: skip

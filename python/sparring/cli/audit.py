@@ -27,9 +27,9 @@ RUN, DATA, ATTACKS = "Run", "Data and network", "Attacks"
 
 # Where nothing else is said: the radii that the data set is usually attacked with.
 USUAL_EPS = {
-    "digits": {"Linf": 0.3, "L2": 2.0, "L1": 5.0},
-    "mnist": {"Linf": 0.3, "L2": 2.0, "L1": 10.0},
-    "cifar10": {"Linf": 8 / 255, "L2": 0.5, "L1": 12.0},
+    "digits": {"Linf": 0.3, "L2": 2.0, "L1": 5.0, "L0": 3.0, "pixels": 3.0},
+    "mnist": {"Linf": 0.3, "L2": 2.0, "L1": 10.0, "L0": 10.0, "pixels": 10.0},
+    "cifar10": {"Linf": 8 / 255, "L2": 0.5, "L1": 12.0, "L0": 24.0, "pixels": 10.0},
 }
 
 HELP = (
@@ -95,7 +95,7 @@ def audit(
         ),
     ] = None,
     norm: Annotated[
-        str, typer.Option(metavar="LIST", help="Linf, L2, L1, or several of them.", rich_help_panel=ATTACKS)
+        str, typer.Option(metavar="LIST", help="Linf, L2, L1, L0, pixels, or several of them.", rich_help_panel=ATTACKS)
     ] = "Linf,L2,L1",
     eps: Annotated[
         str | None,

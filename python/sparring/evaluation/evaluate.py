@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sparring import losses
 from sparring._progress import Progress
 from sparring.attacks._model import answered, held_still, keep_still, preprocessed
-from sparring.attacks._norms import Norm, slack
+from sparring.attacks._norms import COUNTED, NORMED, Norm, distances_of, inside, slack
 from sparring.attacks._problem import bounds_of
 from sparring.attacks._result import GradientMaskingWarning
 from sparring.evaluation.masking import evidence
@@ -25,7 +25,7 @@ from sparring.gradients import Lowered, lower
 from sparring.gradients.home import explained, home_of
 from sparring.training.streams import stream
 
-NORMS = {"Linf": math.inf, "L2": 2.0, "L1": 1.0}
+NORMS = (*NORMED, *COUNTED)
 
 
 def evaluate(
@@ -71,8 +71,9 @@ def evaluate(
         options. An attack with no eps among its options runs under every threat model that it can work in.
         None: :data:`sparring.evaluation.BATTERIES` for each of them.
     norm, eps
-        The threat model: 1, 2 or inf ("L1", "L2", "Linf"; None: inf) and the radius, a number or a tensor (N,) with one
-        per example. For several threat models: a list of numbers, or eps by norm, such as
+        The threat model: inf, 2, 1, 0 ("Linf", "L2", "L1", "L0"; None: inf) or "pixels", and the radius, a number or a
+        tensor (N,) with one per example. In "L0" eps is how many entries may differ, in "pixels" how many positions,
+        all channels of one counting as one. For several threat models: a list of numbers, or eps by norm, such as
         ``{"Linf": [0.1, 0.3], "L1": 10.0}``.
     bounds, preprocessing
         The range of `x`, and what stands between it and the model: ``{"mean": ..., "std": ...}`` or a module.
@@ -89,7 +90,8 @@ def evaluate(
         Every attack has random numbers of its own, which follow from the seed, its name and the example: neither the
         other attacks and examples nor the batch size change them.
     tolerance
-        How much farther than eps a point may be, as a share of eps: for the rounding of other libraries' attacks.
+        How much farther than eps a point may be, as a share of eps: for the rounding of other libraries' attacks. Not
+        for what is counted, in "L0" and "pixels".
     keep
         Adversarial examples to keep of each class, for each attack.
     on_progress, on_row
@@ -117,7 +119,7 @@ def evaluate(
         raise ValueError("full and worst_case exclude each other: every attack on all examples, or on what is left")
     only_left = (attacks is None and not full) if worst_case is None else worst_case
     _check(x, y, bounds, batch_size, seed, tolerance, keep)
-    x, y = x.detach().clamp(*bounds), y.long()  # attacks would start in the bounds too
+    x, y = x.detach().clamp(*inside(bounds, x.dtype)), y.long()  # attacks would start in the bounds too
     home = home_of(module)
     if home.device is not None and x.device != home.device:
         raise ValueError(f"x is on device '{x.device}', but the model on '{home.device}'; nothing is moved")
@@ -254,19 +256,19 @@ class _Trial:
                 "points of that shape, or an object that has them as adv"
             )
         adv = adv.detach().to(x.dtype)
-        moved = (adv.double() - x.double()).flatten(1)
-        for norm, order in NORMS.items():
-            self.distances[norm][rows] = torch.linalg.vector_norm(moved, order, dim=1)
+        for norm, distances in distances_of(adv.double() - x.double()).items():
+            self.distances[norm][rows] = distances
         eps, distance = self.eps[rows], self.distances[self.plan.norm][rows]
         low, high, beyond = *self.bounds, slack(self.bounds)
-        inside = ((adv >= low - beyond) & (adv <= high + beyond)).flatten(1).all(1)  # NaN is outside
-        feasible = inside & (distance <= eps * (1 + self.tolerance))
+        in_box = ((adv >= low - beyond) & (adv <= high + beyond)).flatten(1).all(1)  # NaN is outside
+        tolerance = 0.0 if self.plan.norm in COUNTED else self.tolerance  # counts do not round
+        feasible = in_box & (distance <= eps * (1 + tolerance))
         if not self.plan.nearest:
             self.overrun = max(self.overrun, float((distance - eps).nan_to_num(0.0).max()))
         prediction = _logits(self.judge, adv).argmax(1)
         fooled = feasible & (prediction != y)
         self.fooled[rows] = fooled
-        self.infeasible[rows] = ~inside if self.plan.nearest else ~feasible  # the nearest point may be too far
+        self.infeasible[rows] = ~in_box if self.plan.nearest else ~feasible  # the nearest point may be too far
         success = getattr(result, "success", None)
         if isinstance(success, Tensor):
             self.unconfirmed += int((success.bool() & feasible & ~fooled).sum())

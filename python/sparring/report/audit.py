@@ -36,6 +36,8 @@ MEANING = {
     "Linf": "every entry moved by at most {eps}",
     "L2": "a Euclidean distance of at most {eps}",
     "L1": "moves that add up to at most {eps}",
+    "L0": "at most {eps} entries changed",
+    "pixels": "at most {eps} pixels changed",
 }
 
 
@@ -172,12 +174,14 @@ class _Story:
         return [attack for attack in self.attacks if _threat(attack) == _threat(case)]
 
     def _overview(self) -> Section:
-        head = ["attack", "norm", "eps", "robust", "fooled", "steps", "seconds", "Linf", "L2", "L1"]
+        counted = (norm for norm in ("L0", "pixels") if any(case["norm"] == norm for case in self.cases))
+        norms = ["Linf", "L2", "L1", *counted]
+        head = ["attack", "norm", "eps", "robust", "fooled", "steps", "seconds", *norms]
         text = (
             "Each attack is run on the images that are classified correctly as they are; what it returns is classified "
             "and measured again. robust: the share of all images that are still classified correctly; steps: their "
-            "mean number until an image is fooled, or all of them; Linf, L2, L1: median distances of what fooled the "
-            "model."
+            f"mean number until an image is fooled, or all of them; {', '.join(norms)}: median distances of what fooled "
+            "the model."
         )
         outside = any(attack["infeasible"] for attack in self.attacks)
         if outside:
@@ -188,7 +192,7 @@ class _Story:
         lines, strong = [["none", "", "", percent(self.clean)]], []
         for case in self.cases:
             for attack in self._of(case):
-                medians = [number(attack["distances"][norm]["median"]) for norm in ("Linf", "L2", "L1")]
+                medians = [number(attack["distances"][norm]["median"]) for norm in norms]
                 lines.append([
                     attack["name"], attack["norm"], _eps(attack), percent(attack["accuracy"]),
                     f"{attack['fooled']} of {attack['attacked']}", number(attack["steps"]),

@@ -151,6 +151,6 @@ def alma(
         one_round(hunt, steps, None, first_step, smoothing)
 
     return hunted(
-        model, inputs, labels, approach, norm=only(norm, "alma", "L2", "L1"), targets=targets, bounds=bounds,
+        model, inputs, labels, approach, norm=only(norm, "L2", "L1"), targets=targets, bounds=bounds,
         preprocessing=preprocessing, eot=eot, backward=backward, batch_size=batch_size, return_result=return_result,
     )  # fmt: skip

@@ -124,7 +124,7 @@ def ddn(
     returned.
     """
     positive("first_radius", first_radius)
-    steps, name = counted(steps), only(norm, "ddn", "L2", "L1", "Linf")
+    steps, name = counted(steps), only(norm, "L2", "L1", "Linf")
     wide = first_radius or (12.0 if name == "L1" else 3.0)
 
     def approach(hunt: Hunt) -> None:

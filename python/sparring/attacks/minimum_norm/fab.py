@@ -124,6 +124,6 @@ def fab(
             sharpen(hunt, last)
 
     return hunted(
-        model, inputs, labels, approach, norm=only(norm, "fab", "L2", "L1", "Linf"), targets=targets, bounds=bounds,
+        model, inputs, labels, approach, norm=only(norm, "L2", "L1", "Linf"), targets=targets, bounds=bounds,
         preprocessing=preprocessing, eot=eot, backward=backward, batch_size=batch_size, return_result=return_result,
     )  # fmt: skip

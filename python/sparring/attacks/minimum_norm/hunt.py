@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparring import losses
-from sparring.attacks._norms import Ball, Bounds, Norm, norm_name
+from sparring.attacks._norms import Ball, Bounds, Norm, check_works, norm_name
 from sparring.attacks._problem import (
     Backward,
     Options,
@@ -159,7 +159,7 @@ def hunted(
     reach = max(1.0, (high - low) * inputs[:1].numel())  # no limit: every point of the box is nearer
     options = Options(
         reach, norm, targets, bounds, "margin", preprocessing, batch_size=batch_size, return_result=return_result,
-        eot=eot, backward=backward,
+        eot=eot, backward=backward, norms=(norm_name(norm),),
     )  # fmt: skip
 
     def attack(problem: Problem, rows: slice) -> Best:
@@ -218,9 +218,8 @@ def counted(steps: int) -> int:
     return steps
 
 
-def only(norm: Norm, attack: str, *names: str) -> str:
+def only(norm: Norm, *names: str) -> str:
     """The norm's name; ValueError if it is none of these."""
     name = norm_name(norm)
-    if name not in names:
-        raise ValueError(f"norm is {norm!r}; {attack} works in {' and '.join(names)}")
+    check_works(name, names)
     return name

@@ -97,7 +97,7 @@ def minimal(
     The other arguments and the result are described in :mod:`sparring.attacks`; where no point was found, the input is
     returned.
     """
-    name = only(norm, "minimal", *ROUNDS)
+    name = only(norm, *ROUNDS)
     one, length, count = ROUNDS[name]
     budget = length * count if steps is None else counted(steps)
     count = max(1, round(budget / length))

@@ -102,6 +102,6 @@ def pdpgd(
         primal_dual(hunt, steps, rate)
 
     return hunted(
-        model, inputs, labels, approach, norm=only(norm, "pdpgd", "L1", "L2"), targets=targets, bounds=bounds,
+        model, inputs, labels, approach, norm=only(norm, "L1", "L2"), targets=targets, bounds=bounds,
         preprocessing=preprocessing, eot=eot, backward=backward, batch_size=batch_size, return_result=return_result,
     )  # fmt: skip

@@ -115,6 +115,6 @@ def sigma_zero(
         prune(hunt, steps)
 
     return hunted(
-        model, inputs, labels, approach, norm=only(norm, "sigma_zero", "L0", "pixels"), targets=targets, bounds=bounds,
+        model, inputs, labels, approach, norm=only(norm, "L0", "pixels"), targets=targets, bounds=bounds,
         preprocessing=preprocessing, eot=eot, backward=backward, batch_size=batch_size, return_result=return_result,
     )  # fmt: skip
