@@ -62,6 +62,7 @@ from sparring.attacks.lbfgs import lbfgs
 from sparring.attacks.noise import gaussian_noise, uniform_noise
 from sparring.attacks.pgd import pgd, slide
 from sparring.attacks.recovery import Method, Recovery, recover
+from sparring.attacks.square import square
 from sparring.attacks.straight_through import StraightThrough
 
 __all__ = [
@@ -83,5 +84,6 @@ __all__ = [
     "pgd",
     "recover",
     "slide",
+    "square",
     "uniform_noise",
 ]
