@@ -67,6 +67,7 @@ from sparring.attacks.pgd import pgd, slide
 from sparring.attacks.recovery import Method, Recovery, recover
 from sparring.attacks.sparse_pgd import sparse_pgd
 from sparring.attacks.sparse_rs import sparse_rs
+from sparring.attacks.square import square
 from sparring.attacks.straight_through import StraightThrough
 
 __all__ = [
@@ -97,5 +98,6 @@ __all__ = [
     "slide",
     "sparse_pgd",
     "sparse_rs",
+    "square",
     "uniform_noise",
 ]
