@@ -225,7 +225,7 @@ def test_every_visited_point_is_the_algorithms(
     network: nn.Module, x: Tensor, y: Tensor, seen: Record, norm: str, steps: int, rho: float, random_start: bool
 ) -> None:
     result = attacks.apgd(
-        network, x, y, eps=EPS[norm], norm=norm, steps=steps, rho=rho, random_start=random_start,
+        network, x, y, eps=EPS[norm], norm=norm, steps=steps, rho=rho, random_start=random_start, schedule=None,
         bounds=bounds_for(norm), return_result=True,
     )  # fmt: skip
     assert isinstance(result, attacks.AttackResult)
@@ -266,7 +266,8 @@ def test_examples_that_leave_do_not_change_the_paths_of_others(
 
     def attack(**options: bool) -> attacks.AttackResult:
         found = attacks.apgd(
-            network, x, y, eps=EPS[norm], norm=norm, steps=steps, bounds=bounds_for(norm), return_result=True, **options
+            network, x, y, eps=EPS[norm], norm=norm, steps=steps, schedule=None, bounds=bounds_for(norm),
+            return_result=True, **options,
         )  # fmt: skip
         assert isinstance(found, attacks.AttackResult)
         return found

@@ -247,7 +247,7 @@ def _ask(problem: Problem, points: Tensor, sharpness: Tensor) -> Answer:
         return losses.value(problem.loss, factor[:, None] * logits, classes, aims) / factor
 
     found = problem.ask(points, loss)
-    return Answer(found.grad, found.loss, margins(problem, found.logits))
+    return Answer(found.grad, found.loss, margins(problem, found.logits, problem.aims))
 
 
 def _unit(problem: Problem) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -59,6 +57,7 @@ def lagrangian(hunt: Hunt, steps: int, loss: Loss, unit: Tensor | None, first: T
     `first` (B,) is how far the first step goes. The rate falls to a hundredth from where the aim was first reached.
     """
     ball = hunt.ball
+    width = ball.bounds[1] - ball.bounds[0]  # the unit of everything but delta itself
     delta, momentum, square = (torch.full_like(hunt.inputs, value) for value in (0.0, 0.0, 1.0))
     multipliers = Multipliers(hunt, smoothing)
     reached = per_example(steps, hunt)
@@ -69,9 +68,9 @@ def lagrangian(hunt: Hunt, steps: int, loss: Loss, unit: Tensor | None, first: T
         reached = torch.where(answer.fooled & ~multipliers.found, reached.new_tensor(step), reached)
         multipliers.update(c, answer.fooled)
         weight = multipliers.slope(c) if unit is None else multipliers.slope(c) / unit
-        grad = -ball.column(weight) * answer.grad
+        grad = -ball.column(width * weight) * answer.grad
         if step == 0:
-            rate = rate_for(ball.length, grad, hunt, first)
+            rate = rate_for(width * grad, hunt, first)
         elif ball.name == "L2":
             grad += delta / ball.column(ball.length(delta).clamp(min=1e-12).to(delta.dtype))
         else:
@@ -79,15 +78,15 @@ def lagrangian(hunt: Hunt, steps: int, loss: Loss, unit: Tensor | None, first: T
         square.mul_(smoothing).addcmul_(grad, grad, value=1 - smoothing)
         momentum.mul_(smoothing).addcdiv_(grad, square.sqrt().add_(1e-8))
         falls = LAST_RATE ** ((step - reached).clamp(min=0) / (steps - reached).clamp(min=1))
-        delta = ball.points(delta - ball.column(rate * falls) * momentum) - hunt.inputs
+        delta = ball.points(delta - ball.column(width * rate * falls) * momentum) - hunt.inputs
 
 
-def rate_for(length: Callable[[Tensor], Tensor], grad: Tensor, hunt: Hunt, wanted: Tensor) -> Tensor:
+def rate_for(grad: Tensor, hunt: Hunt, wanted: Tensor) -> Tensor:
     """The rate (B,) at which a step against `grad` from the inputs goes as far as `wanted`, or as far as it can."""
     ball = hunt.ball
 
     def too_far(rate: Tensor) -> Tensor:
-        return length(ball.points(-ball.column(rate.to(grad.dtype)) * grad) - hunt.inputs) > wanted
+        return ball.length(ball.points(-ball.column(rate.to(grad.dtype)) * grad) - hunt.inputs) > wanted
 
     low, high = (torch.full_like(wanted, 2.0**power, dtype=torch.float64) for power in (-60, 60))
     for _ in range(40):

@@ -102,7 +102,7 @@ class Hunt:
         return self._note(points, self.problem.logits(points))
 
     def _note(self, points: Tensor, logits: Tensor) -> Tensor:
-        fooled = margins(self.problem, logits) > 0
+        fooled = margins(self.problem, logits, self.problem.targets) > 0
         away = self.ball.length(points.double() - self.inputs.double())
         self.nearest.note(self.at, points, torch.where(fooled, away, math.inf))
         return fooled
@@ -138,9 +138,9 @@ Approach = Callable[[Hunt], None]
 """What an attack does with a hunt: ask about points, as near and as fooling as it can."""
 
 
-def margins(problem: Problem, logits: Tensor) -> Tensor:
+def margins(problem: Problem, logits: Tensor, aims: Tensor | None) -> Tensor:
     """By how much the aim is reached, (B,), less what rounding may change in a batch of another size."""
-    margin = losses.value("margin", logits, problem.labels, problem.targets)
+    margin = losses.value("margin", logits, problem.labels, aims)
     return margin - ROUNDING * torch.finfo(margin.dtype).eps * logits.abs().amax(1)
 
 
