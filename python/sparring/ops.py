@@ -353,7 +353,7 @@ def sparse_pgd_step(
     k : int, float or (B,)
         Number of places, >= 0, or a fraction of all, as in :func:`project_l0_box`.
     step_size, mask_step : float or (B,)
-        Finite, >= 0. The published ones are a quarter of the box's width and of ``sqrt(D)``.
+        Finite, >= 0. The published ones are a quarter of the box's width and of ``sqrt(P)``.
     projected : bool
         Which gradient moves the values.
     unchanged : int64 (B,), optional

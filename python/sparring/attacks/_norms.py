@@ -1,4 +1,4 @@
-"""The threat models: perturbations bounded in a norm, or in how many entries or pixels differ, with every point in a box."""
+"""The threat models: perturbations bounded in a norm, or in how many entries or pixels differ, inside a box."""
 
 from __future__ import annotations
 
@@ -268,7 +268,9 @@ def ball_of(norm: Norm, inputs: Tensor, eps: Tensor, bounds: Bounds) -> Ball:
     """The threat model; ValueError unless eps, float64 (B,), is whole where the norm counts."""
     name = norm_name(norm)
     if name in COUNTED and not bool((eps == eps.round()).all()):
-        raise ValueError(f"eps is {float(eps[eps != eps.round()][0])}; accepted in {name}: whole numbers, how many differ")
+        raise ValueError(
+            f"eps is {float(eps[eps != eps.round()][0])}; accepted in {name}: whole numbers, how many differ"
+        )
     return BALLS[name](inputs, eps, bounds)
 
 

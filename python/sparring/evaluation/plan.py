@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from sparring import attacks as library
-from sparring.attacks._norms import Norm, norm_name
+from sparring.attacks._norms import COUNTED, NORMED, Norm, norm_name
 
-Kind = Literal["noise", "one-step", "iterative", "other"]
+Kind = Literal["noise", "one-step", "iterative", "black-box", "other"]
 Eps = float | Tensor
 Sizes = Eps | Sequence[float]
 Entry = str | Callable[..., Any] | tuple[str | Callable[..., Any], Mapping[str, Any]] | Mapping[str, Any]
@@ -28,7 +28,7 @@ class Known:
     function: str
     kind: Kind
     options: Mapping[str, Any] = field(default_factory=dict)
-    norms: tuple[str, ...] = ("Linf", "L2", "L1")
+    norms: tuple[str, ...] = NORMED
 
 
 NAMES: Mapping[str, Known] = {
@@ -43,6 +43,8 @@ NAMES: Mapping[str, Known] = {
     "apgd-margin": Known("apgd", "iterative", {"loss": "margin"}),
     "apgd-dlr": Known("apgd", "iterative", {"loss": "dlr"}),
     "apgd-t": Known("apgd", "iterative", {"loss": "dlr", "target_classes": 9}),
+    "sparse-pgd": Known("sparse_pgd", "iterative", norms=COUNTED),
+    "sparse-rs": Known("sparse_rs", "black-box", norms=COUNTED),
 }
 """The names that `attacks` may hold. apgd-t aims at each of the nine likeliest wrong classes."""
 
@@ -50,8 +52,11 @@ BATTERIES: Mapping[str, tuple[str, ...]] = {
     "Linf": ("noise", "fgsm", "pgd", "apgd-ce", "apgd-t"),
     "L2": ("noise", "fgm", "apgd-ce", "apgd-t"),
     "L1": ("noise", "slide", "apgd-ce", "apgd-t"),
+    "L0": ("sparse-pgd", "sparse-rs"),
+    "pixels": ("sparse-pgd", "sparse-rs"),
 }
-"""What runs by default in each norm: two weak attacks, which must not do better than the strong ones that follow."""
+"""What runs by default in each norm; in Linf, L2 and L1 two weak attacks, which must not do better than the strong ones
+that follow."""
 
 
 @dataclass(frozen=True)
