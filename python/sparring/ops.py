@@ -346,7 +346,7 @@ def sparse_pgd_step(
     ----------
     values : (B, ...) float32 or float64
         What each entry would be changed by; written in place, rows must be contiguous.
-    mask : (B, P), like `values` in dtype and device
+    mask : (B, P), or without channels like `values`; of its dtype and device
         How much each of the P places is wanted, any number; written in place, rows must be contiguous.
     grad, x : like `values`
         Gradients of what is to grow, at ``x`` plus the perturbation; the points perturbed, inside `bounds`.
