@@ -115,9 +115,7 @@ def test_without_gradient_nothing_moves(backend: Any, dtype: torch.dtype) -> Non
     values, mask, grad, x = problem((3, 30), dtype)
     v, m, unchanged = values.clone(), mask.clone(), torch.zeros(3, dtype=torch.int64)
     for step in (1, 2):
-        backend.sparse_pgd_step(
-            v, m, torch.zeros_like(grad), x, 5, step_size=0.25, mask_step=1.0, unchanged=unchanged
-        )
+        backend.sparse_pgd_step(v, m, torch.zeros_like(grad), x, 5, step_size=0.25, mask_step=1.0, unchanged=unchanged)
         assert same_bits(v, values + 0.0)
         assert same_bits(m, mask)
         assert unchanged.tolist() == [step] * 3
@@ -125,7 +123,7 @@ def test_without_gradient_nothing_moves(backend: Any, dtype: torch.dtype) -> Non
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_values_outside_the_box_are_brought_in(backend: Any, dtype: torch.dtype) -> None:
-    values, mask, grad, x = problem((3, 30), dtype)
+    _, mask, grad, x = problem((3, 30), dtype)
     v = 5 * torch.randn(3, 30, generator=generator(7)).to(dtype)
     step_checked(backend, (v, mask, grad, x), 5)
 
