@@ -92,7 +92,7 @@ SPARRING_FN bool sparse_pgd_step(Team team, int64_t n, int64_t channels, Real* v
       const double here = double(grad[c * places + p]) * double(values[c * places + p]), old = c == 0 ? 0.0 : pull[p];
       pull[p] = smaller(larger(old + here, -kFar), kFar);
     });
-  const uint64_t largest = team.max(places, [=](int64_t p) {
+  const auto largest = team.max(places, [=](int64_t p) {
     const double e = exp(-magnitude(double(mask[p])));
     const double here = pull[p] * (e / ((1 + e) * (1 + e)));
     pull[p] = here;
@@ -101,19 +101,19 @@ SPARRING_FN bool sparse_pgd_step(Team team, int64_t n, int64_t channels, Real* v
   const double scale = scale_to_one(from_bits<double>(largest));
   const double square = team.sum(places, [=](int64_t p) { return (pull[p] * scale) * (pull[p] * scale); });
   const double factor = square > 0 ? mask_step / square_root(square) : 0.0;
-  constexpr double kMost = double(Float<Real>::largest);
+  const double most = double(Float<Real>::largest);
   team.each(places, [=](int64_t p) {
     const double moved = double(mask[p]) + factor * (pull[p] * scale);
-    mask[p] = Real(smaller(larger(moved, -kMost), kMost));
+    mask[p] = Real(smaller(larger(moved, -most), most));
   });
-  const Real move = Real(smaller(step_size, kMost));
+  const Real move = Real(smaller(step_size, most));
   for (int64_t c = 0; c < channels; ++c) {
     Real* const v = values + c * places;
     const Real *const g = grad + c * places, *const at = x + c * places;
     team.each(places, [=](int64_t p) {
       const bool moves = (g[p] != 0) & (projected ? before[p] > 0 : true);
       const Real sum = v[p] + (moves ? with_sign(move, g[p]) : Real(0));
-      v[p] = kept_of(at[p], smaller(larger(sum, -Real(kMost)), Real(kMost)), box, Threshold<Real>{0, 0});
+      v[p] = kept_of(at[p], smaller(larger(sum, Real(-most)), Real(most)), box, Threshold<Real>{0, 0});
     });
   }
   const auto top = top_of(team, places, mask, k, pull);

@@ -1,9 +1,9 @@
 """Sparring: adversarial robustness with compiled primitives, on the CPU and on CUDA.
 
 The primitives (:func:`project_l1_box`, :func:`project_l0_box`, :func:`l1_step`, :func:`recovery_step`,
-:func:`sparse_pgd_step`) and gradients (:func:`input_grad`, :func:`jacobian`, :func:`lower`) are here; everything else is
-in the submodules ``attacks``, ``networks``, ``data``, ``training`` and ``reference``. All of it, and torch, is imported
-when first used, so that the command can answer at once, an interrupt too.
+:func:`sparse_pgd_step`) and gradients (:func:`input_grad`, :func:`jacobian`, :func:`lower`) are here; everything else
+is in the submodules ``attacks``, ``networks``, ``data``, ``training`` and ``reference``. All of it, and torch, is
+imported when first used, so that the command can answer at once, an interrupt too.
 """
 
 from __future__ import annotations

@@ -160,7 +160,8 @@ def sparse_pgd_step(
     rows, n = bridge.shape_of(v)
     channels = arguments.channels_of(channels, n)
     places = n // channels
-    bridge.check_like(weights, "mask", v.new_empty(()).expand(rows, places), "one number for each place of values")
+    by_place = v.shape if channels == 1 and weights.shape == v.shape else (rows, places)
+    bridge.check_like(weights, "mask", v.new_empty(()).expand(by_place), "one number for each place of values")
     count = arguments.coordinates(k, v, places, least=0)
     length = arguments.per_row(step_size, "step_size", v, "finite numbers >= 0", arguments.finite_not_negative)
     turn = arguments.per_row(mask_step, "mask_step", v, "finite numbers >= 0", arguments.finite_not_negative)

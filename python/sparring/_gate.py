@@ -43,7 +43,8 @@ def refuse_tracing() -> None:
     if _is_traced() or any(map(_torch._get_dispatch_mode, (modes.PROXY, modes.FUNCTIONAL, modes.FAKE))):
         raise NotImplementedError(
             "compiled kernels cannot be traced (torch.jit.trace, make_fx, FakeTensorMode), but for the primitives "
-            "project_l1_box, project_l0_box, l1_step, recovery_step and sparse_pgd_step: call this outside of what is traced"
+            "project_l1_box, project_l0_box, l1_step, recovery_step and sparse_pgd_step: call this outside of what is "
+            "traced"
         )
 
 

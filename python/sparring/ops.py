@@ -346,14 +346,14 @@ def sparse_pgd_step(
     ----------
     values : (B, ...) float32 or float64
         What each entry would be changed by; written in place, rows must be contiguous.
-    mask : (B, P), like `values` in dtype and device
+    mask : (B, P), or without channels like `values`; of its dtype and device
         How much each of the P places is wanted, any number; written in place, rows must be contiguous.
     grad, x : like `values`
         Gradients of what is to grow, at ``x`` plus the perturbation; the points perturbed, inside `bounds`.
     k : int, float or (B,)
         Number of places, >= 0, or a fraction of all, as in :func:`project_l0_box`.
     step_size, mask_step : float or (B,)
-        Finite, >= 0. The published ones are a quarter of the box's width and of ``sqrt(D)``.
+        Finite, >= 0. The published ones are a quarter of the box's width and of ``sqrt(P)``.
     projected : bool
         Which gradient moves the values.
     unchanged : int64 (B,), optional

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparring import attacks
+from sparring.attacks._norms import NORMED
 from sparring.evaluation import BATTERIES, NAMES
 from sparring.evaluation.plan import Plan, eps_name, make_plans, threat_key
 
@@ -27,7 +28,7 @@ def plans(entries: Any, norm: Any = None, eps: Any = 0.3, outputs: int = 10, cou
     (10, "apgd-t", {"loss": "dlr", "target_classes": 9}),
     (11, "apgd-t", {"loss": "dlr", "target_classes": 9}),
 ])  # fmt: skip
-@pytest.mark.parametrize("norm", BATTERIES)
+@pytest.mark.parametrize("norm", NORMED)
 def test_the_battery_fits_the_number_of_classes(norm: str, outputs: int, last: str, options: dict[str, Any]) -> None:
     """The targeted loss needs four classes, and has as many to aim at as there are others, nine at most."""
     found = plans(None, norm=norm, outputs=outputs)

@@ -87,6 +87,21 @@ def test_numpy_recovery_step_in_place(dtype: torch.dtype) -> None:
         np.testing.assert_array_equal(mine, theirs.numpy())
 
 
+def test_numpy_sparse_pgd_step_in_place() -> None:
+    values, grad, x = problem()
+    mask, unchanged = problem(torch.float32)[1][:, 0].contiguous(), torch.zeros(4, dtype=torch.int64)
+    arrays = [t.numpy().copy() for t in (values, mask, grad, x, unchanged)]
+    sizes = {"step_size": 0.25, "mask_step": 1.0, "channels": 3}
+    want = ops.sparse_pgd_step(values, mask, grad, x, 2, unchanged=unchanged, **sizes)
+    result = ops.sparse_pgd_step(*arrays[:4], 2, unchanged=arrays[4], **sizes)
+    assert isinstance(result, np.ndarray)
+    for mine, theirs in zip([result, *arrays], (want, values, mask, grad, x, unchanged), strict=True):
+        np.testing.assert_array_equal(mine, theirs.numpy())
+    arrays[1].flags.writeable = False
+    with pytest.raises(ValueError, match=r"\bmask\b.*(read-only|writ)"):
+        ops.sparse_pgd_step(*arrays[:4], 2, **sizes)
+
+
 def test_read_only_numpy_inputs() -> None:
     delta, grad, x = (t.numpy().copy() for t in problem())
     want = ops.project_l1_box(delta, x, 1.0), ops.l1_step(delta, grad, x, 1.0, 0.5, 3), ops.project_l0_box(delta, x, 3)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from checks import same_bits, sample
 from torch import Tensor
+from unusual import CHANGED
 
 from sparring import ops
 
@@ -32,7 +33,23 @@ def good_arguments(op: str) -> dict[str, Any]:
             "exp_avg": torch.zeros_like(x),
             "exp_avg_sq": torch.zeros_like(x),
         },
+        "sparse_pgd_step": {
+            "values": 0.1 * delta,
+            "mask": sample((ROWS, COLUMNS), torch.float32, seed=2)[0],
+            "grad": grad,
+            "x": x,
+            "k": 3,
+            "step_size": 0.25,
+            "mask_step": 0.5,
+            "unchanged": torch.zeros(ROWS, dtype=torch.int64),
+        },
     }[op]
+
+
+def as_dtype(arguments: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """The same with all floating-point tensors of that type."""
+    floating = {k: t for k, t in arguments.items() if isinstance(t, Tensor) and t.is_floating_point()}
+    return arguments | {k: t.to(dtype) for k, t in floating.items()}
 
 
 ARRAYS = {
@@ -40,8 +57,14 @@ ARRAYS = {
     "project_l0_box": ("delta", "x"),
     "l1_step": ("delta", "grad", "x"),
     "recovery_step": ("image", "grad", "exp_avg", "exp_avg_sq"),
+    "sparse_pgd_step": ("values", "mask", "grad", "x"),
 }
-PER_ROW = {"project_l1_box": ("eps",), "l1_step": ("eps", "step_size"), "recovery_step": ("lr", "lam")}
+PER_ROW = {
+    "project_l1_box": ("eps",),
+    "l1_step": ("eps", "step_size"),
+    "recovery_step": ("lr", "lam"),
+    "sparse_pgd_step": ("step_size", "mask_step"),
+}
 OUTPUT = ("project_l1_box", "project_l0_box", "l1_step")
 
 
@@ -128,6 +151,20 @@ SPOILED_CHANNELS: list[tuple[str, Any, Any]] = [
     ("a bool", True, ValueError),
     ("None", None, ValueError),
 ]
+SPARSE_PGD: list[tuple[str, str, Any, Any]] = [
+    ("mask", "of fewer places", lambda t: t[:, :4].contiguous(), ValueError),
+    ("mask", "overlapping", lambda t: t[:1].expand(ROWS, COLUMNS), ValueError),
+    ("values", "requires grad", lambda t: t.clone().requires_grad_(), ValueError),
+    ("values", "overlapping", lambda t: t[:1].expand(ROWS, COLUMNS), ValueError),
+    ("step_size", "infinite", math.inf, ValueError),
+    ("mask_step", "infinite", math.inf, ValueError),
+    ("projected", "a number", 1, TypeError),
+    ("projected", "a string", "both", TypeError),
+    ("unchanged", "of int32", torch.zeros(ROWS, dtype=torch.int32), TypeError),
+    ("unchanged", "too few", torch.zeros(ROWS - 1, dtype=torch.int64), ValueError),
+    ("unchanged", "with gaps", torch.zeros(2 * ROWS, dtype=torch.int64)[::2], ValueError),
+    ("unchanged", "a list", [0] * ROWS, TypeError),
+]
 RECOVERY: list[tuple[str, str, Any, Any]] = [
     ("penalty", "unknown", "l2", ValueError),
     ("exp_avg", "without exp_avg_sq", None, ValueError),
@@ -159,10 +196,11 @@ BAD = [
     *(Bad(op, name, *row) for op, names in PER_ROW.items() for name in names for row in SPOILED_NUMBERS),
     *(Bad(op, "bounds", *row) for op in ARRAYS for row in SPOILED_BOUNDS),
     *(Bad(op, "out", *row) for op in OUTPUT for row in SPOILED_OUTPUTS),
-    *(Bad(op, "k", *row) for op in ("l1_step", "project_l0_box") for row in SPOILED_K),
+    *(Bad(op, "k", *row) for op in ("l1_step", "project_l0_box", "sparse_pgd_step") for row in SPOILED_K),
     Bad("l1_step", "k", "zero", 0),
     Bad("l1_step", "k", "one zero", torch.tensor([1, 2, 0, 3, 4])),
-    *(Bad("project_l0_box", "channels", *row) for row in SPOILED_CHANNELS),
+    *(Bad(op, "channels", *row) for op in ("project_l0_box", "sparse_pgd_step") for row in SPOILED_CHANNELS),
+    *(Bad("sparse_pgd_step", *row) for row in SPARSE_PGD),
     *(Bad("recovery_step", *row) for row in RECOVERY),
 ]  # fmt: skip
 
@@ -195,7 +233,7 @@ def test_the_good_arguments_are_good(op: str) -> None:
 @pytest.mark.parametrize("op", ARRAYS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_no_rows(op: str, dtype: torch.dtype) -> None:
-    arguments = {k: t[:0].to(dtype) if isinstance(t, Tensor) else t for k, t in good_arguments(op).items()}
+    arguments = {k: t[:0] if isinstance(t, Tensor) else t for k, t in as_dtype(good_arguments(op), dtype).items()}
     result = getattr(ops, op)(**arguments)
     assert result.shape == (0, COLUMNS)
     assert result.dtype == dtype
@@ -210,7 +248,7 @@ POISON = [(op, name) for op, names in CHECKED.items() for name in names]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_not_finite(backend: Any, op: str, name: str, value: float, dtype: torch.dtype) -> None:
     """Refused with the argument and the lowest row; unchecked, only the rows concerned are lost."""
-    clean = {k: t.to(dtype) if isinstance(t, Tensor) else t for k, t in good_arguments(op).items()}
+    clean = as_dtype(good_arguments(op), dtype)
 
     def poisoned() -> dict[str, Any]:
         fresh = {k: t.clone() if isinstance(t, Tensor) else t for k, t in clean.items()}
@@ -225,11 +263,11 @@ def test_not_finite(backend: Any, op: str, name: str, value: float, dtype: torch
     unchecked = poisoned()
     got = getattr(backend, op)(**unchecked, check_finite=False)
     assert same_bits(got[:3], want[:3])
-    if op == "recovery_step":
-        for argument in ("image", "exp_avg", "exp_avg_sq"):
+    if op in CHANGED:
+        for argument in CHANGED[op]:
             assert same_bits(unchecked[argument][3:], poisoned()[argument][3:]), "the row is left untouched"
             assert same_bits(arguments[argument], unchecked[argument]), "the other rows are done before it raises"
-    else:
+    if op != "recovery_step":
         assert bool(got[3:].isnan().all())
 
 

@@ -38,6 +38,7 @@ def answers(ops: Any, delta: Tensor, grad: Tensor, x: Tensor) -> list[Tensor]:
     image, first, second = x.clone(), torch.zeros_like(x), torch.zeros_like(x)
     ops.recovery_step(image, grad, lr=0.1, lam=1.0, penalty="prox", exp_avg=first, exp_avg_sq=second, floor=0.02)
     eps = 0.02 * x[:1].numel()
+    values, mask = x - 0.5, grad.flip(1).contiguous()
     return [
         ops.project_l1_box(delta, x, eps),
         ops.project_l0_box(delta, x, 0.05),
@@ -45,6 +46,9 @@ def answers(ops: Any, delta: Tensor, grad: Tensor, x: Tensor) -> list[Tensor]:
         image,
         first,
         second,
+        ops.sparse_pgd_step(values, mask, grad, x, 0.05, step_size=0.25, mask_step=1.0, projected=True),
+        values,
+        mask,
     ]
 
 

@@ -56,6 +56,7 @@ PER_ROW = [
         "project_l0_box": ["k"],
         "l1_step": ["eps", "step_size", "k"],
         "recovery_step": ["lr", "lam"],
+        "sparse_pgd_step": ["step_size", "mask_step", "k"],
     }.items()
     for name in names
     for kind in UNUSUAL
@@ -119,6 +120,8 @@ PAIRS = [
     *(("project_l1_box", read, "out") for read in ("delta", "x")),
     *(("project_l0_box", read, "out") for read in ("delta", "x")),
     *(("l1_step", read, "out") for read in ("delta", "grad", "x")),
+    *(("sparse_pgd_step", read, changed) for read in ("grad", "x") for changed in ("values", "mask")),
+    ("sparse_pgd_step", "values", "mask"),
     *(("recovery_step", "grad", changed) for changed in ("image", "exp_avg", "exp_avg_sq")),
     *(("recovery_step", *pair) for pair in (("image", "exp_avg"), ("image", "exp_avg_sq"), ("exp_avg", "exp_avg_sq"))),
 ]

@@ -127,6 +127,20 @@ def test_recovery_step_on_strided_rows(backend: Any, dtype: torch.dtype, layout:
         assert same_bits(mine, theirs)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", [strided_rows, slice_of_wider], ids=lambda f: f.__name__)
+def test_sparse_pgd_step_on_strided_rows(backend: Any, dtype: torch.dtype, layout: Callable[[Tensor], Tensor]) -> None:
+    grad, x = sample((4, 60), dtype)
+    values, mask = x - 0.5, grad[:, :20].flip(1).contiguous()
+    strided = [layout(t.clone()) for t in (values, mask)]
+    for step in (1, 2):
+        sizes = {"step_size": 0.2 * step, "mask_step": 1.0, "channels": 3}
+        plain = backend.sparse_pgd_step(values, mask, grad, x, 4, **sizes)
+        assert same_bits(backend.sparse_pgd_step(*strided, layout(grad), layout(x), 4, **sizes), plain)
+    for mine, theirs in zip(strided, (values, mask), strict=True):
+        assert same_bits(mine, theirs)
+
+
 def test_what_lies_between_strided_rows_is_not_written(backend: Any) -> None:
     wide = torch.full((6, 40), 0.5)
     grad = torch.ones(3, 20)

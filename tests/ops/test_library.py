@@ -59,6 +59,18 @@ def test_opcheck_recovery_step(dtype: torch.dtype, adam: bool) -> None:
     torch.library.opcheck(library.recovery_step, (image, grad, *moments, lr, lam, mask, frozen, *options))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("counts", [False, True])
+def test_opcheck_sparse_pgd_step(dtype: torch.dtype, counts: bool) -> None:
+    values, grad, x = problem(dtype)
+    unchanged = torch.zeros(4, dtype=torch.int64) if counts else None
+    mask, sizes = grad[:, :10].contiguous(), (torch.tensor(0.25, dtype=DOUBLE), torch.ones(4, dtype=DOUBLE))
+    options = (True, 3, 0.0, 1.0)
+    torch.library.opcheck(
+        library.sparse_pgd_step, (values, mask, unchanged, grad, x, torch.tensor(3), *sizes, *options)
+    )
+
+
 def compiled(function: Any) -> Any:
     torch._dynamo.reset()
     return torch.compile(function, fullgraph=True, backend="aot_eager")
@@ -104,6 +116,21 @@ def test_compiled_recovery_step_works_in_place() -> None:
     sums = search(eager[0], grad, *eager[1:]), compiled(search)(traced[0], grad, *traced[1:])
     for mine, theirs in zip([*eager, sums[0]], [*traced, sums[1]], strict=True):
         assert same_bits(mine, theirs)
+
+
+def test_compiled_sparse_pgd_step_works_in_place() -> None:
+    def search(values: Tensor, mask: Tensor, grad: Tensor, x: Tensor, unchanged: Tensor) -> Tensor:
+        delta = sp.sparse_pgd_step(values, mask, grad, x, 2, step_size=0.25, mask_step=1.0, unchanged=unchanged)
+        return delta + sp.sparse_pgd_step(
+            values, mask, 2 * grad, x, 0.1, step_size=0.25, mask_step=1.0, unchanged=unchanged, projected=True
+        )
+
+    values, grad, x = problem(torch.float32)
+    eager = [values, grad.flip(1), grad, x, torch.zeros(4, dtype=torch.int64)]
+    traced = [t.clone() for t in eager]
+    assert same_bits(search(*eager), compiled(search)(*traced))
+    for mine, theirs in zip(eager, traced, strict=True):
+        assert torch.equal(mine, theirs)
 
 
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), (-math.inf, math.inf)], ids=str)

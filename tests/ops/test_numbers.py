@@ -46,6 +46,14 @@ NUMBERS: list[tuple[str, str, Any, Any]] = [
         (1e39, 1e30), (1e300, 1e30), (2**70, 1e30), (-0.0, 0.0),
         (torch.full((ROWS,), 1e300, dtype=torch.float64), 1e30), (math.inf, None), (10**400, None), (True, None),
     )),
+    *(("sparse_pgd_step", "k", value, like) for value, like in (
+        (2**70, COLUMNS), (0, 0), (np.int16(2), 2), (Fraction(1, 4), 2), (-1, None), (True, None), (2.0, None),
+    )),
+    *(("sparse_pgd_step", name, value, like) for name in ("step_size", "mask_step") for value, like in (
+        (-0.0, 0.0), (Fraction(1, 2), 0.5), (np.float32(0.5), 0.5), (math.inf, None), (-1, None),
+        (True, None), (10**400, None),
+    )),
+    ("sparse_pgd_step", "step_size", 1e39, 1e38),
     *(("recovery_step", "step", value, like) for value, like in (
         (2**70, 10**9), (np.int64(3), 3), (torch.tensor(3), 3), (0, None), (True, None), (1.5, None),
         ("1", None), (-(2**70), None),

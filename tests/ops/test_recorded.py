@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
-from unusual import ARRAYS, COLUMNS, ROWS, good, run
+from unusual import ARRAYS, CHANGED, COLUMNS, ROWS, good, run
 
 from sparring import ops
 
@@ -51,6 +51,8 @@ def test_what_autograd_saved_of_an_array_written_is_stale() -> None:
         ("l1_step", "out"),
         ("recovery_step", "image"),
         ("recovery_step", "exp_avg"),
+        ("sparse_pgd_step", "values"),
+        ("sparse_pgd_step", "mask"),
     ):
         arguments = good(op)
         arguments.setdefault(name, torch.ones(ROWS, COLUMNS))
@@ -105,7 +107,7 @@ def test_a_recorded_call_is_the_registered_operator(op: str, tool: str) -> None:
         "functionalize": lambda: torch.func.functionalize(function),
     }
     recorded = recorders[tool]()
-    if (op, tool) == ("recovery_step", "functionalize"):  # which torch does not do with operators that write
+    if op in CHANGED and tool == "functionalize":  # which torch does not do with operators that write
         with pytest.raises(RuntimeError, match="alias annotations"):
             recorded(*others)
         return
@@ -147,6 +149,8 @@ def test_fake_tensors_give_fake_ones() -> None:
             assert type(answer).__name__ == "FakeTensor"
             assert answer.shape == (4, 10)
         ops.recovery_step(x, delta, lr=0.1, lam=0.1)
+        moved = ops.sparse_pgd_step(delta, delta.clone(), delta, x, 3, step_size=0.1, mask_step=0.1)
+        assert type(moved).__name__ == "FakeTensor"
 
 
 def test_under_torch_func() -> None:

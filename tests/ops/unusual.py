@@ -20,8 +20,11 @@ ARRAYS = {
     "project_l0_box": ("delta", "x"),
     "l1_step": ("delta", "grad", "x"),
     "recovery_step": ("image", "grad", "exp_avg", "exp_avg_sq"),
+    "sparse_pgd_step": ("values", "mask", "grad", "x"),
 }
-WRITTEN = {"image", "exp_avg", "exp_avg_sq", "out"}
+CHANGED = {"recovery_step": ("image", "exp_avg", "exp_avg_sq"), "sparse_pgd_step": ("values", "mask")}
+"""What is written in place."""
+WRITTEN = {"out", *(name for names in CHANGED.values() for name in names)}
 
 
 def good(op: str) -> dict[str, Any]:
@@ -33,6 +36,10 @@ def good(op: str) -> dict[str, Any]:
         return {"delta": delta, "x": x, "k": 3}
     if op == "l1_step":
         return {"delta": delta, "grad": grad, "x": x, "eps": 1.0, "step_size": 0.5, "k": 3}
+    if op == "sparse_pgd_step":
+        mask = sample((ROWS, COLUMNS), torch.float32, seed=2)[0]
+        sizes = {"step_size": 0.25, "mask_step": 0.5}
+        return {"values": 0.1 * delta, "mask": mask, "grad": grad, "x": x, "k": 3, **sizes}
     moments = {"exp_avg": 0.1 * delta, "exp_avg_sq": 0.1 * delta.square()}
     return {"image": x, "grad": grad, "lr": 0.1, "lam": 1.0, **moments}
 
@@ -169,6 +176,5 @@ def _field(a: np.ndarray) -> np.ndarray:
 def run(op: str, arguments: dict[str, Any]) -> dict[str, Tensor]:
     """What is returned and what was written, by argument."""
     answer = getattr(ops, op)(**arguments)
-    if op == "recovery_step":
-        return {name: torch.as_tensor(arguments[name]) for name in ("image", "exp_avg", "exp_avg_sq")}
-    return {"out": torch.as_tensor(answer)}
+    written = {name: torch.as_tensor(arguments[name]) for name in CHANGED.get(op, ())}
+    return written if op == "recovery_step" else {"out": torch.as_tensor(answer), **written}

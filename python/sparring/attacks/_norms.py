@@ -1,4 +1,4 @@
-"""The threat models: perturbations bounded in a norm, or in how many entries or pixels differ, with every point in a box."""
+"""The threat models: perturbations bounded in a norm, or in how many entries or pixels differ, inside a box."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -27,8 +28,9 @@ class Sparse(Moves):
     ball: L0Ball
 
     def __init__(
-        self, ball: L0Ball, seeds: Tensor, projected: bool, size: float, mask_size: float, patience: int
+        self, seeds: Tensor, projected: bool, size: float, mask_size: float, patience: int, ball: Ball, *_: object
     ) -> None:
+        assert isinstance(ball, L0Ball)
         super().__init__(ball, torch.zeros_like(ball.inputs))
         self.seeds, self.patience = seeds, patience
         self.projected, self.size = projected, size * (ball.bounds[1] - ball.bounds[0])
@@ -76,7 +78,7 @@ def sparse_pgd(
     step_size: float = 0.25,
     mask_step: float = 0.25,
     gradient: Gradient = "both",
-    patience: int = 3,
+    patience: int = 1,
     restarts: int = 2,
     loss: Loss = "ce",
     targets: Tensor | None = None,
@@ -100,12 +102,12 @@ def sparse_pgd(
     step_size
         Of the values, as a share of the bounds' width.
     mask_step
-        Euclidean length of the mask's step, as a share of ``sqrt(D)``.
+        Euclidean length of the mask's step, as a share of the square root of how many pixels there are.
     gradient
         Of the values: "projected" moves those of the chosen pixels alone, "unprojected" all; "both": one restart with
         the latter, the next with the former, and so on.
     patience
-        A mask whose pixels stay the same for so many steps is drawn anew, at least 1.
+        A mask whose pixels stay the same for so many steps, at least 1, is drawn anew. The paper has 3.
     restarts
         Every one starts at random.
 
@@ -117,8 +119,8 @@ def sparse_pgd(
     uniformly at random; the best point kept is a fooling one before any other.
     """
     options = Options(
-        eps, norm, targets, bounds, loss, preprocessing, restarts, True, early_stop, keep_finished, batch_size, generator,
-        return_result, norms=COUNTED,
+        eps, norm, targets, bounds, loss, preprocessing, restarts, True, early_stop, keep_finished, batch_size,
+        generator, return_result, norms=COUNTED,
     )  # fmt: skip
     stages = [Stage(1.0, step_count(steps))]
     positive("step_size", step_size)
@@ -138,14 +140,9 @@ def sparse_pgd(
             if len(at) == 0:
                 break
             projected = gradient == "projected" or (gradient == "both" and restart % 2 == 1)
-            drawn = seeds[rows][at, restart].contiguous()
-
-            def begin(ball: Ball, start: Tensor, steps: int, previous: Moves | None) -> Moves:
-                assert isinstance(ball, L0Ball)
-                return Sparse(ball, drawn, projected, step_size, mask_step, patience)
-
+            start = partial(Sparse, seeds[rows][at, restart].contiguous(), projected, step_size, mask_step, patience)
             part = problem.rows(at)
-            climb(part, at, begin, part.ball.inputs, stages, best, restart * steps, options)
+            climb(part, at, start, part.ball.inputs, stages, best, restart * steps, options)
         return best
 
     return run(model, inputs, labels, attack, options)

@@ -22,7 +22,7 @@ SHARE = 0.3
 LOCAL = 0.5
 """How likely a place joins beside another one of the set."""
 TRIALS = ((0.05, 1), (0.1, 2), (1.0, 4))
-"""Up to which share of the queries so many are asked at once: few are an improvement later on, and asking costs less so."""
+"""Up to which share of the queries so many are asked at once: later on few are better, and asking so is cheaper."""
 GLANCE = 8
 """Rounds between two looks at which examples are done, where a look makes a device wait."""
 
@@ -56,10 +56,11 @@ def sparse_rs(
     generator: torch.Generator | None = None,
     return_result: bool = False,
 ) -> Tensor | AttackResult:
-    """Change at most `eps` pixels (or entries) by random search: Sparse-RS (Croce et al. 2022), of which it is a variant.
+    """Change at most `eps` pixels (or entries) by random search: a variant of Sparse-RS (Croce et al. 2022).
 
-    Every example has a set of pixels, each channel of which is at one end of the bounds. A query tries the set with some
-    of its pixels replaced, and keeps that if it fools the model or if the loss is no lower. No gradient is asked for.
+    Every example has a set of pixels, each channel of which is at one end of the bounds. A query tries the set with
+    some of its pixels replaced, and keeps that if it fools the model or if the loss is no lower. No gradient is asked
+    for.
 
     Parameters
     ----------
@@ -77,10 +78,10 @@ def sparse_rs(
 
     Notes
     -----
-    Departures from the published attack, each of which fools more images with fewer queries on the robust networks for
-    which it was measured: half of the new pixels are neighbours of others of the set, a channel goes to an end of the
-    bounds with a probability that grows with its distance, fewer pixels are replaced at once, and equal losses are moved
-    to.
+    Departures from the published attack, each of which fools more images, or as many sooner, on the robust networks for
+    which it was measured: half of the new pixels are neighbours of others of the set; a channel goes to an end of the
+    bounds with a probability that grows as the square of the way there; fewer pixels are replaced at once; equal losses
+    are moved to; after a tenth of the queries four are asked at once, of which the best counts.
     """
     options = Options(
         eps, norm, targets, bounds, loss, preprocessing, restarts, early_stop=early_stop, batch_size=batch_size,

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from sparring import attacks as library
-from sparring.attacks._norms import Norm, norm_name
+from sparring.attacks._norms import COUNTED, NORMED, Norm, norm_name
 
-Kind = Literal["noise", "one-step", "iterative", "other"]
+Kind = Literal["noise", "one-step", "iterative", "black-box", "other"]
 Eps = float | Tensor
 Sizes = Eps | Sequence[float]
 Entry = str | Callable[..., Any] | tuple[str | Callable[..., Any], Mapping[str, Any]] | Mapping[str, Any]
@@ -31,7 +31,7 @@ class Known:
     function: str
     kind: Kind
     options: Mapping[str, Any] = field(default_factory=dict)
-    norms: tuple[str, ...] = ("Linf", "L2", "L1")
+    norms: tuple[str, ...] = NORMED
     nearest: bool = False
 
 
@@ -54,24 +54,30 @@ NAMES: Mapping[str, Known] = {
     "fab": Known("fab", "iterative", nearest=True),
     "fab-t": Known("fab", "iterative", {"target_classes": 9}, nearest=True),
     "sigma-zero": Known("sigma_zero", "iterative", norms=("L0", "pixels"), nearest=True),
+    "sparse-pgd": Known("sparse_pgd", "iterative", norms=COUNTED),
+    "sparse-rs": Known("sparse_rs", "black-box", norms=COUNTED),
+    "square": Known("square", "black-box"),
 }
 """The names that `attacks` may hold. apgd-t and fab-t aim at each of the nine likeliest wrong classes."""
 
 BATTERIES: Mapping[str, tuple[Entry, ...]] = {
     "Linf": (
         "noise", "fgsm", "apgd-ce", ("minimal", {"steps": 100}), ("apgd-margin", {"restarts": 3}),
-        ("apgd-t", {"steps": 30}),
+        ("apgd-t", {"steps": 30}), ("square", {"queries": 500}),
     ),
     "L2": (
         "noise", "fgm", "apgd-ce", ("apgd-ce", {"name": "apgd-ce inward", "schedule": library.INWARD}),
         ("minimal", {"steps": 300}), ("apgd-t", {"target_classes": 3, "schedule": library.INWARD}),
+        ("square", {"queries": 500}),
     ),
     "L1": (
         "noise", "slide", ("apgd-ce", {"restarts": 3}), ("minimal", {"steps": 160}),
-        ("apgd-t", {"target_classes": 5}), "pdpgd",
+        ("apgd-t", {"target_classes": 5}), "pdpgd", ("square", {"queries": 500}),
     ),
+    **dict.fromkeys(COUNTED, (("sparse-rs", {"queries": 1000}), ("sigma-zero", {"steps": 300}), "sparse-pgd")),
 }  # fmt: skip
-"""The standard audit in each norm: two weak attacks, which must not do better than the strong ones, and these.
+"""The standard audit in each norm: in Linf, L2 and L1 two weak attacks, which must not do better than
+the strong ones, these, and one without gradients; in L0 what changes few entries, or pixels.
 
 Drawn on networks trained with and without attacks; see `docs/evaluation.md` for what each finds, and in how many steps.
 """

@@ -34,7 +34,7 @@ class AttackRow:
     Attributes
     ----------
     name, kind, norm, eps
-        What ran ("noise", "one-step", "iterative" or "other"), and under which threat model.
+        What ran ("noise", "one-step", "iterative", "black-box" or "other"), and under which threat model.
     attacked
         bool (N,): which examples it was run on: those classified correctly, and with `worst_case` standing until then.
     robust

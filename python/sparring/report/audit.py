@@ -180,8 +180,8 @@ class _Story:
         text = (
             "Each attack is run on the images that are classified correctly as they are; what it returns is classified "
             "and measured again. robust: the share of all images that are still classified correctly; steps: their "
-            f"mean number until an image is fooled, or all of them; {', '.join(norms)}: median distances of what fooled "
-            "the model."
+            f"mean number until an image is fooled, or all of them; {', '.join(norms)}: median distances of what "
+            "fooled the model."
         )
         outside = any(attack["infeasible"] for attack in self.attacks)
         if outside:
