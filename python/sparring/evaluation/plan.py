@@ -15,7 +15,7 @@ from torch import Tensor
 from sparring import attacks as library
 from sparring.attacks._norms import Norm, norm_name
 
-Kind = Literal["noise", "one-step", "iterative", "other"]
+Kind = Literal["noise", "one-step", "iterative", "black-box", "other"]
 Eps = float | Tensor
 Sizes = Eps | Sequence[float]
 Entry = str | Callable[..., Any] | tuple[str | Callable[..., Any], Mapping[str, Any]] | Mapping[str, Any]
@@ -43,6 +43,7 @@ NAMES: Mapping[str, Known] = {
     "apgd-margin": Known("apgd", "iterative", {"loss": "margin"}),
     "apgd-dlr": Known("apgd", "iterative", {"loss": "dlr"}),
     "apgd-t": Known("apgd", "iterative", {"loss": "dlr", "target_classes": 9}),
+    "square": Known("square", "black-box"),
 }
 """The names that `attacks` may hold. apgd-t aims at each of the nine likeliest wrong classes."""
 
@@ -66,6 +67,7 @@ class Plan:
     options: Mapping[str, Any]
     accepts: frozenset[str]
     shown: str = ""  # eps in words, told apart from those of other threat models; empty: `eps_name`
+    added: bool = False  # by the evaluation itself, for what others left
 
     @property
     def key(self) -> Key:
@@ -130,6 +132,12 @@ def make_plans(
     return _with_own_names(_told_apart(sorted(plans, key=lambda plan: order.index(plan.key))))
 
 
+def added(name: str, beside: Plan) -> Plan:
+    """A known attack under the threat model of another plan, on what the attacks before it leave."""
+    (plan,) = _plans(name, [(beside.norm, beside.eps)], beside.norm, 0)
+    return replace(plan, shown=beside.shown, added=True)
+
+
 Key = tuple[str, float | tuple[float, ...]]
 
 
@@ -190,6 +198,8 @@ def _plans(entry: Entry, threats: Sequence[tuple[str, Eps]], default: str, count
     name = str(options.pop("name", name))
     if options.get("steps") == 1 and kind == "iterative":
         kind = "one-step"
+    if options.get("targets") is not None:
+        kind = "other"  # to reach one class is harder than to leave one: it need not do better than what does that
     parameters = inspect.signature(call).parameters
     accepts_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     accepts = frozenset([*parameters, *(("eps", "norm", "bounds", "generator") if accepts_any else ())])
