@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sparring import evaluate
 from sparring.evaluation import AttackRow, Evaluation
-from sparring.evaluation.masking import CONCLUSION, evidence
+from sparring.evaluation.masking import CONCLUSION, Outputs, evidence
 from sparring.evaluation.plan import make_plans
 from sparring.evaluation.result import Examples
 
@@ -145,7 +145,7 @@ def test_classes_and_json() -> None:
             {
                 "name": "a", "kind": "iterative", "norm": "Linf", "eps": 0.3, "accuracy": 0.5,
                 "per_class": [1 / 3, 2 / 3, None, 0.5], "attacked": 7, "fooled": 3, "infeasible": 1, "overrun": 0.25,
-                "unconfirmed": 2, "error": None, "bad_grad": 2, "steps": 4.0, "seconds": 1.26,
+                "unconfirmed": 2, "error": None, "added": False, "bad_grad": 2, "steps": 4.0, "seconds": 1.26,
                 "fooled_examples": [1, 2, 4], "distances": {
                     "Linf": {"mean": 7 / 3, "median": 2.0}, "L2": {"mean": 100 + 7 / 3, "median": 102.0},
                     "L1": {"mean": 70 / 3, "median": 20.0},
@@ -155,7 +155,7 @@ def test_classes_and_json() -> None:
                 "name": "b", "kind": "iterative", "norm": "Linf",
                 "eps": torch.linspace(0, 0.7, COUNT).double().tolist(), "accuracy": 7 / 8,
                 "per_class": [1.0, 1.0, None, 0.5], "attacked": 7, "fooled": 0, "infeasible": 0, "overrun": 0.0,
-                "unconfirmed": 0, "error": "why", "bad_grad": None, "steps": None, "seconds": 1.26,
+                "unconfirmed": 0, "error": "why", "added": False, "bad_grad": None, "steps": None, "seconds": 1.26,
                 "fooled_examples": [],
                 "distances": {norm: {"mean": None, "median": None} for norm in ("Linf", "L2", "L1")},
             },
@@ -202,7 +202,7 @@ def test_rows_and_worst_cases_show_what_tells_them_apart() -> None:
 
 def signs(*rows: AttackRow, logits: Tensor | None = None, again: Tensor | None = None) -> list[str]:
     logits = torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.float64) if logits is None else logits
-    return evidence(rows, logits, logits if again is None else again)
+    return evidence(rows, Outputs(logits, logits if again is None else again))
 
 
 def of(kind: str, fooled: int, **changes: Any) -> AttackRow:
@@ -290,7 +290,11 @@ def test_probabilities_are_told_from_logits() -> None:
     (found,) = signs(logits=shares)
     assert found.startswith("the model returns probabilities, not logits")
     assert len(signs(logits=shares + 4e-5)) == 1
-    assert signs(logits=shares + 1e-4) == []
+    (scaled,) = signs(logits=100 * shares)
+    assert scaled.startswith("the model returns probabilities times 100, not logits")
+    assert signs(logits=torch.cat([shares, shares + 1e-4])) == []
+    assert signs(logits=100 * shares[:1]) == [], "a single row always has one sum"
+    assert signs(logits=100 * shares - 1) == []
     assert signs(logits=torch.tensor([[1.5, -0.5]])) == []
     assert signs(logits=torch.tensor([[0.5, 0.5], [0.5, 0.6]])) == []
 

@@ -179,18 +179,23 @@ def fooled(logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
 def check(inputs: Tensor, options: Options) -> None:
     """Errors for what can be said without the model."""
     check_works(norm_name(options.norm), options.norms)
-    for name in ("restarts", "batch_size", "eot"):
+    for name in ("restarts", "batch_size"):
         value = getattr(options, name)
-        if (value is not None or name != "batch_size") and (type(value) is not int or value < 1):
+        if (value is not None or name == "restarts") and (type(value) is not int or value < 1):
             raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
+    check_hooks(options.eot, options.backward)
     if options.generator is not None and not isinstance(options.generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator or None, not {type(options.generator).__name__}")
-    if options.backward is not None and not callable(options.backward):
-        raise TypeError(
-            f"backward must be a module or a function from inputs to logits, not {type(options.backward).__name__}"
-        )
     check_inputs(inputs)
     bounds_of(options.bounds)
+
+
+def check_hooks(eot: int, backward: Backward | None) -> None:
+    """Errors for what stands in for the model's gradient, as far as they can be known without asking."""
+    if type(eot) is not int or eot < 1:
+        raise ValueError(f"eot must be an integer of at least 1; got {eot!r}")
+    if backward is not None and not callable(backward):
+        raise TypeError(f"backward must be a module or a function from inputs to logits, not {type(backward).__name__}")
 
 
 def check_inputs(inputs: Tensor) -> None:

@@ -13,6 +13,8 @@ from sparring.attacks._norms import Ball
 
 Size = tuple[int, int]
 
+TINY = 1e-12
+
 
 class Grid:
     """Inputs (B, C, *grid) as C channels of positions in rows and columns; (B, D) is one channel of one row."""
@@ -109,16 +111,16 @@ class Corners(Squares):
 class Bumps(Squares):
     """In L2 and L1: what one window has of the perturbation moves to another, onto a bump with its negative beside it.
 
-    What the ball has left over goes there too; in L1 `gain` times as much as there is.
+    What the ball has left over goes there too, in L1 `gain` times as much as there is. All of the perturbation is made
+    longer by `fill` before it is projected: in L2 to make up for what the box cuts off, in L1 to lose small entries.
     """
 
     least, odd = 3, True
-    fill = 4.0  # in L2, how much longer the perturbation may get where the box cuts it off, to be as long as eps again
 
     def __init__(self, ball: Ball, grid: Grid) -> None:
         super().__init__(ball, grid)
         self.order = 2 if ball.name == "L2" else 1
-        self.gain = 1.0 if self.order == 2 else 2.0 * grid.channels
+        self.gain, self.fill = (1.0, 4.0) if self.order == 2 else (2.0 * grid.channels, 1.2)
         self.eps = ball.eps.to(ball.inputs.dtype)[:, None, None]
         self.tile = max(1, grid.rows // 5), max(1, grid.columns // 5)
         self.tiles = (grid.rows // self.tile[0]) * (grid.columns // self.tile[1])
@@ -146,8 +148,7 @@ class Bumps(Squares):
         return self._inside(trial)
 
     def _inside(self, delta: Tensor) -> Tensor:
-        longer = delta * self.fill if self.order == 2 else delta
-        return self.flat(self.ball.project(longer.reshape(self.ball.inputs.shape)))
+        return self.flat(self.ball.project((self.fill * delta).reshape(self.ball.inputs.shape)))
 
     def _bumps(self, size: Size) -> tuple[Tensor, Tensor]:
         power = 2 * (3 - self.order)
@@ -165,8 +166,6 @@ class Bumps(Squares):
         return self._root(self._power(delta))
 
 
-TINY = 1e-12
-
 PROPOSALS: dict[str, type[Squares]] = {"Linf": Corners, "L2": Bumps, "L1": Bumps}
 
 
@@ -182,7 +181,8 @@ def _pair(size: Size, along: int, power: int, order: int) -> Tensor:
     half = size[along] // 2
     parts = [_bump((count, size[1]) if along == 0 else (size[0], count), power) for count in (half, size[along] - half)]
     window = torch.cat([parts[0] / parts[0].norm(order).clamp(min=TINY), -parts[1] / parts[1].norm(order)], along)
-    return (window / window.norm(order)).reshape(-1)
+    pair: Tensor = (window / window.norm(order)).reshape(-1)
+    return pair
 
 
 def _bump(size: Size, power: int) -> Tensor:

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from sparring import losses
 from sparring._progress import Progress
-from sparring.attacks._model import answered, held_still, keep_still, preprocessed
+from sparring.attacks._model import answered, backward_of, held_still, keep_still, preprocessed
 from sparring.attacks._norms import COUNTED, NORMED, Norm, distances_of, inside, slack
-from sparring.attacks._problem import bounds_of
+from sparring.attacks._problem import Backward, bounds_of, check_hooks
 from sparring.attacks._result import GradientMaskingWarning
-from sparring.evaluation.masking import evidence
+from sparring.evaluation.masking import Outputs, evidence, last_resort
 from sparring.evaluation.plan import Entry, Key, Plan, Sizes, make_plans
 from sparring.evaluation.result import AttackRow, Evaluation, Examples
-from sparring.gradients import Lowered, lower
+from sparring.gradients import Lowered, input_grad, lower
 from sparring.gradients.home import explained, home_of
 from sparring.training.streams import stream
 
@@ -38,6 +38,8 @@ def evaluate(
     eps: Sizes | Mapping[Any, Sizes] | None = None,
     bounds: tuple[float, float] = (0.0, 1.0),
     preprocessing: Mapping[str, Any] | nn.Module | None = None,
+    eot: int | None = None,
+    backward: Backward | None = None,
     worst_case: bool | None = None,
     full: bool = False,
     batch_size: int = 250,
@@ -69,7 +71,8 @@ def evaluate(
         ``{"attack": name or function, "name": how to call it, **options}``. A function gets the keyword arguments it
         has parameters for, out of `eps`, `norm`, `bounds`, `generator`, `early_stop` and `return_result`, and its
         options. An attack with no eps among its options runs under every threat model that it can work in.
-        None: :data:`sparring.evaluation.BATTERIES` for each of them.
+        None: :data:`sparring.evaluation.BATTERIES` for each of them, and, where the figures show signs of masked
+        gradients, `square` on what is left, in a row that is marked as added.
     norm, eps
         The threat model: inf, 2, 1, 0 ("Linf", "L2", "L1", "L0"; None: inf) or "pixels", and the radius, a number or a
         tensor (N,) with one per example. In "L0" eps is how many entries may differ, in "pixels" how many positions,
@@ -77,6 +80,12 @@ def evaluate(
         ``{"Linf": [0.1, 0.3], "L1": 10.0}``.
     bounds, preprocessing
         The range of `x`, and what stands between it and the model: ``{"mean": ..., "std": ...}`` or a module.
+    eot
+        For a random model: gradients are the mean over so many draws of it. Passed to the attacks that have such a
+        parameter, as `backward` is; None: what each has by default.
+    backward
+        For a model whose gradient is hidden: a module, or a function, from `x` to logits like the model's, whose
+        gradient attacks follow instead; what counts is the model's answer. It stands behind `preprocessing` too.
     worst_case
         Attack only examples that no earlier attack under the same threat model fooled, as AutoAttack does: faster, and
         the same worst case; but then a row's accuracy is what is left after it and the attacks before it. Noise, single
@@ -119,12 +128,14 @@ def evaluate(
         raise ValueError("full and worst_case exclude each other: every attack on all examples, or on what is left")
     only_left = (attacks is None and not full) if worst_case is None else worst_case
     _check(x, y, bounds, batch_size, seed, tolerance, keep)
+    check_hooks(1 if eot is None else eot, backward)
     x, y = x.detach().clamp(*inside(bounds, x.dtype)), y.long()  # attacks would start in the bounds too
     home = home_of(module)
     if home.device is not None and x.device != home.device:
         raise ValueError(f"x is on device '{x.device}', but the model on '{home.device}'; nothing is moved")
     judge = preprocessed(module, preprocessing, x)
-    with held_still(judge):
+    stand_in = backward_of(backward, preprocessing, x)
+    with held_still(*([judge] if stand_in is None else [judge, stand_in])):
         lowered = lower(judge)
         with explained(judge, x, "x"):
             batches = range(0, len(x), batch_size)
@@ -137,6 +148,11 @@ def evaluate(
         plans = make_plans(attacks, norm, eps, logits.shape[1], len(x))
         first = slice(0, batch_size)
         again = _logits(judge, x[first])
+        hooks = {name: value for name, value in (("eot", eot), ("backward", stand_in)) if value is not None}
+        for name in hooks:
+            if not any(name in plan.accepts for plan in plans):
+                raise ValueError(f"{name} is given, but no attack has a parameter of that name")
+        outputs = Outputs(logits[first], again, eot or 1, _hidden(lowered, stand_in, x[first], y[first], again))
         predictions = logits.argmax(1)
         correct = predictions == y
         standing: dict[Key, Tensor] = {}
@@ -150,11 +166,11 @@ def evaluate(
                     on_progress(Progress(number + done, len(plans), f"{plan.name}, {plan.threat}"))
 
             simple = plan.kind in ("noise", "one-step")
-            on_all = simple or plan.key not in compared or not only_left
+            on_all = not plan.added and (simple or plan.key not in compared or not only_left)
             attacked = correct if on_all else standing.get(plan.key, correct)
             if not simple:
                 compared.add(plan.key)
-            trial = _Trial(plan, lowered, judge, x, y, bounds, tolerance, keep)
+            trial = _Trial(plan, lowered, judge, x, y, bounds, tolerance, keep, hooks)
             row = trial.run(attacked, batch_size, functools.partial(stream, seed, "attack", plan.name), on_share)
             if trial.failure is not None:
                 failures.append(trial.failure)
@@ -164,9 +180,12 @@ def evaluate(
             rows.append(row)
             if on_row is not None:
                 on_row(row)
+            if attacks is None and plan.key not in [other.key for other in plans[number + 1 :]]:
+                ran = [row for row in rows if row.error is None]
+                plans[number + 1 : number + 1] = last_resort(plan, ran, outputs)
         if on_progress is not None:
             on_progress(Progress(len(plans), len(plans), "done"))
-    found = evidence([row for row in rows if row.error is None], logits[first], again)
+    found = evidence([row for row in rows if row.error is None], outputs)
     for line in found:
         warnings.warn(line, GradientMaskingWarning, stacklevel=2)
     found += [f"{row.name} ({row.threat}) could not run: {row.error}" for row in rows if row.error is not None]
@@ -178,9 +197,9 @@ class _Trial:
 
     def __init__(
         self, plan: Plan, lowered: Lowered, judge: nn.Module, x: Tensor, y: Tensor, bounds: tuple[float, float],
-        tolerance: float, keep: int,
+        tolerance: float, keep: int, hooks: Mapping[str, Any],
     ) -> None:  # fmt: skip
-        self.plan, self.judge, self.x, self.y = plan, judge, x, y
+        self.plan, self.judge, self.x, self.y, self.hooks = plan, judge, x, y, hooks
         self.model = judge if plan.kind == "other" else lowered
         self.bounds, self.tolerance, self.keep = bounds, tolerance, keep
         count = len(x)
@@ -204,7 +223,7 @@ class _Trial:
         on_share(0.0)
         done = 0
         at = attacked.nonzero()[:, 0]
-        context = {"bounds": self.bounds, "early_stop": True, "return_result": True}
+        context = {"bounds": self.bounds, "early_stop": True, "return_result": True, **self.hooks}
         for rows in _batches(at, batch_size):
             x, y = self.x[rows], self.y[rows]
             arguments = self.plan.arguments(rows, len(self.x), {**context, "generator": generator()})
@@ -235,6 +254,7 @@ class _Trial:
             bad_grad=None if self.bad_grad is None else self.bad_grad.cpu(), seconds=self.seconds,
             examples=Examples(index.cpu(), images.cpu(), predictions.cpu()),
             error=None if self.failure is None else _in_a_line(self.failure), shown=self.plan.shown,
+            added=self.plan.added,
         )  # fmt: skip
 
     def _call(self, x: Tensor, y: Tensor, arguments: dict[str, Any]) -> Any:
@@ -302,6 +322,20 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
     logits = answered(model, x)
     losses.check_two_classes(logits)
     return logits
+
+
+def _hidden(lowered: Lowered, stand_in: nn.Module | None, x: Tensor, y: Tensor, logits: Tensor) -> Tensor | None:
+    """Where the model itself has no gradient, bool (B,), which no attack says that follows another: None without."""
+    if stand_in is None:
+        return None
+    with explained(stand_in, x, "x", "backward"):
+        shape = answered(stand_in, x).shape
+    if shape != logits.shape:
+        raise ValueError(
+            f"backward must return logits like the model's, {tuple(logits.shape)}, but gave {tuple(shape)}"
+        )
+    steepest = input_grad(lowered, x, y, "margin").grad.flatten(1).abs().amax(1)
+    return ~(steepest.isfinite() & (steepest > 0))
 
 
 def _in_a_line(error: Exception) -> str:

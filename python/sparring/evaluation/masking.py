@@ -1,44 +1,90 @@
 """Signs that a model only looks robust: it hides its gradients, so that attacks that follow them get lost.
 
-The signs are those of Athalye, Carlini & Wagner 2018 and Carlini et al. 2019. A difference between two attacks counts
-only if it is larger than one percent of the examples and larger than chance would make it.
+The signs are those of Athalye, Carlini & Wagner 2018 and Carlini et al. 2019, and that attacks disagree. A difference
+between two attacks counts only if it is larger than one percent of the examples (for attacks that disagree, ten) and
+larger than chance would make it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from sparring._text import percent
+from sparring.evaluation.plan import NAMES, Plan, added
 from sparring.evaluation.result import AttackRow
 
 BAD_GRADIENTS = 0.1  # of the examples that an attack did not fool
 ROUNDING = 1e-3  # of the largest logit: two predictions may differ so much on processors that sum in any order
+DISAGREEMENT = 0.1  # of all examples, that attacks fool together and the best of them alone does not
+SQUARE_NORMS = NAMES["square"].norms
 CONCLUSION = "gradients are likely masked, and the model less robust than it looks: "
 
 
-def evidence(rows: Sequence[AttackRow], logits: Tensor, again: Tensor) -> list[str]:
-    """What speaks against the figures; `logits` and `again` are two predictions of the same unchanged examples."""
-    found = [*_of_outputs(logits, again)]
-    signs = [*_bad_gradients(rows), *_weaker_than_simple(rows), *_larger_eps(rows)]
+class Outputs(NamedTuple):
+    """What the model says of some unchanged examples: logits and, asked `again`, logits; (B, K) each.
+
+    `eot` draws are what attacks take a gradient's mean of. `hidden`, bool (B,), is where the model has no gradient of
+    its own, if attacks follow another one.
+    """
+
+    logits: Tensor
+    again: Tensor
+    eot: int = 1
+    hidden: Tensor | None = None
+
+
+def evidence(rows: Sequence[AttackRow], outputs: Outputs) -> list[str]:
+    """What speaks against the figures."""
+    found = [*_of_outputs(outputs)]
+    signs = [
+        *_own_gradients(outputs), *_bad_gradients(rows), *_weaker_than_simple(rows), *_larger_eps(rows),
+        *_left_by_all_gradients(rows), *_disagreeing(rows),
+    ]  # fmt: skip
     if signs:
         found.append(CONCLUSION + "; ".join(signs))
     return found
 
 
-def _of_outputs(logits: Tensor, again: Tensor) -> Iterator[str]:
+def last_resort(plan: Plan, rows: Sequence[AttackRow], outputs: Outputs) -> list[Plan]:
+    """What else to run after the last `plan` of a threat model: `square` with all its queries, where there are signs."""
+    if plan.added or plan.norm not in SQUARE_NORMS:
+        return []
+    return [added("square", plan)] if evidence(rows, outputs) else []
+
+
+def _of_outputs(outputs: Outputs) -> Iterator[str]:
+    logits, again, eot, _ = outputs
     change = float((logits - again).abs().max())
     if not change <= ROUNDING * float(logits.abs().max()):
         yield (
             f"two predictions of the same images differ (logits by up to {change:.3g}): the model is random, and an "
-            "attack on a random model needs the mean of many gradients; these figures overestimate its robustness"
+            "attack on a random model needs the mean of many gradients"
+            + (f" (here {eot} draws: eot)" if eot > 1 else " (eot=)")
+            + "; these figures overestimate its robustness"
         )
-    if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-4).all()):
+    sums = logits.sum(1)
+    ones = bool(((sums - 1).abs() < 1e-4).all())
+    # Of one row, or of rows that are all alike, the sum says nothing.
+    alike = bool(((sums - sums[0]).abs() < 1e-5 * sums[0]).all()) and bool((logits != logits[0]).any())
+    if bool((logits >= 0).all()) and (ones or alike):
+        scaled = "" if ones else f" times {float(sums[0]):.4g}"
         yield (
-            "the model returns probabilities, not logits: losses on logits go flat where they saturate; take the "
-            "softmax out of the model and try again"
+            f"the model returns probabilities{scaled}, not logits: losses on logits go flat where they saturate; take "
+            "the softmax out of the model and try again"
+        )
+
+
+def _own_gradients(outputs: Outputs) -> Iterator[str]:
+    hidden = outputs.hidden
+    if hidden is not None and int(hidden.sum()) > BAD_GRADIENTS * len(hidden):
+        yield (
+            f"the model's own gradient is zero, NaN or infinite on {int(hidden.sum())} of {len(hidden)} unchanged "
+            "examples (attacks followed that of backward)"
         )
 
 
@@ -79,10 +125,44 @@ def _larger_eps(rows: Sequence[AttackRow]) -> Iterator[str]:
         for large in rows:
             same = small.name.split(" (")[0] == large.name.split(" (")[0] and small.norm == large.norm
             numbers = isinstance(small.eps, float) and isinstance(large.eps, float)
+            numbers &= (
+                small.kind != "black-box"
+            )  # which makes steps of the size of eps, and may find less with a larger
             if same and numbers and large.eps > small.eps and _more(small, large):
                 yield (
                     f"{small.name} with {large.threat} leaves {percent(large.accuracy)} standing, with the smaller "
                     f"eps {small.eps:g} only {percent(small.accuracy)}"
+                )
+
+
+def _left_by_all_gradients(rows: Sequence[AttackRow]) -> Iterator[str]:
+    """A black-box attack that fools what every attack along gradients leaves."""
+    for blind in rows:
+        guided = [row for row in rows if row.kind == "iterative" and row.key == blind.key]
+        if blind.kind == "black-box" and guided:
+            attacked = torch.stack([row.attacked for row in guided]).any(0) & blind.attacked
+            left = attacked & ~torch.stack([row.fooled for row in guided]).any(0)
+            found = int((blind.fooled & left).sum())
+            if found > max(0.01 * len(left), 2 * math.sqrt(found)):
+                yield (
+                    f"{blind.name} ({blind.threat}), which needs no gradient, fooled {found} of the "
+                    f"{int(left.sum())} examples that all attacks along gradients had left"
+                )
+
+
+def _disagreeing(rows: Sequence[AttackRow]) -> Iterator[str]:
+    """Attacks of many steps that each fool other examples, so that the best of them is far from all together."""
+    for key in dict.fromkeys(row.key for row in rows):
+        strong = [row for row in rows if row.key == key and row.kind in ("iterative", "black-box")]
+        if len(strong) > 1:
+            on = torch.stack([row.attacked for row in strong]).all(0)
+            fooled = torch.stack([row.fooled for row in strong]) & on
+            best, together = int(fooled.sum(1).max()), int(fooled.any(0).sum())
+            more, left = together - best, int(on.sum()) - together
+            if more > max(DISAGREEMENT * len(on), 2 * math.sqrt(more)):
+                yield (
+                    f"the attacks disagree ({strong[0].threat}): of {int(on.sum())} examples they leave {left} "
+                    f"together, the best of them alone {left + more}"
                 )
 
 

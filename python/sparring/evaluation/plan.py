@@ -96,6 +96,7 @@ class Plan:
     accepts: frozenset[str]
     nearest: bool = False
     shown: str = ""  # eps in words, told apart from those of other threat models; empty: `eps_name`
+    added: bool = False  # by the evaluation itself, for what others left
 
     @property
     def key(self) -> Key:
@@ -158,6 +159,12 @@ def make_plans(
         raise ValueError("attacks is empty; None runs the default ones")
     order = list(dict.fromkeys(plan.key for plan in plans))
     return _with_own_names(_told_apart(sorted(plans, key=lambda plan: order.index(plan.key))))
+
+
+def added(name: str, beside: Plan) -> Plan:
+    """A known attack under the threat model of another plan, on what the attacks before it leave."""
+    (plan,) = _plans(name, [(beside.norm, beside.eps)], beside.norm, 0)
+    return replace(plan, name=f"{name} (added)", shown=beside.shown, added=True)
 
 
 Key = tuple[str, float | tuple[float, ...]]
@@ -225,6 +232,8 @@ def _plans(entry: Entry, threats: Sequence[tuple[str, Eps]], default: str, count
     name = str(options.pop("name", name))
     if options.get("steps") == 1 and kind == "iterative":
         kind = "one-step"
+    if options.get("targets") is not None:
+        kind = "other"  # to reach one class is harder than to leave one: it need not do better than what does that
     parameters = inspect.signature(call).parameters
     accepts_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     accepts = frozenset([*parameters, *(("eps", "norm", "bounds", "generator") if accepts_any else ())])

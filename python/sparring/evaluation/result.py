@@ -61,6 +61,9 @@ class AttackRow:
         Why the attack could not run, or not on all examples; None where it did. What it fooled before counts.
     shown
         eps in words, told apart from those of the other threat models; empty: four digits of it.
+    added
+        Whether the evaluation ran it of its own accord, on what the attacks before it left, since the figures showed
+        signs of masked gradients; `robust` is then what all of them left.
     """
 
     name: str
@@ -80,6 +83,7 @@ class AttackRow:
     examples: Examples
     error: str | None = None
     shown: str = ""
+    added: bool = False
 
     @property
     def key(self) -> Key:
@@ -206,7 +210,8 @@ class Evaluation:
         head = ["attack", "norm", "eps", "robust accuracy", "distance", "steps", "seconds"]
         lines = [["none", "", "", percent(self.clean_accuracy), "", "", ""]]
         for row in self.rows:
-            name = row.name + (f" ({int(row.infeasible.sum())} infeasible)" if bool(row.infeasible.any()) else "")
+            name = row.name + (" (added, on what is left)" if row.added else "")
+            name += f" ({int(row.infeasible.sum())} infeasible)" if bool(row.infeasible.any()) else ""
             left = percent(row.accuracy) if row.error is None else "could not run"
             lines.append([
                 name, row.norm, row.shown or eps_name(row.eps), left, number(row.distance()[1]),
@@ -264,7 +269,7 @@ class Evaluation:
             **self._accuracies(row.robust),
             "attacked": int(row.attacked.sum()), "fooled": int(row.fooled.sum()),
             "infeasible": int(row.infeasible.sum()), "overrun": row.overrun, "unconfirmed": row.unconfirmed,
-            "error": row.error, "bad_grad": bad, "distances": distances, "steps": row.mean_steps,
+            "error": row.error, "added": row.added, "bad_grad": bad, "distances": distances, "steps": row.mean_steps,
             "seconds": row.seconds, "fooled_examples": row.fooled.nonzero()[:, 0].tolist(),
         }  # fmt: skip
 

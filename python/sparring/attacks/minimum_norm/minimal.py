@@ -53,7 +53,8 @@ ROUNDS: dict[str, tuple[Round, int, int]] = {
     "pixels": (in_l0, 250, 2),
 }  # fmt: skip
 AIMS = {
-    "L2": (0, 2, 0, 3, 0, 4), "L1": (0, 0, 2, 0, 3, 0, 4), "Linf": (0, 2, 3, 0, 4), "L0": (0, 0, 2), "pixels": (0, 0, 2),
+    "L2": (0, 2, 0, 3, 0, 4), "L1": (0, 0, 2, 0, 3, 0, 4), "Linf": (0, 2, 3, 0, 4), "L0": (0, 0, 2),
+    "pixels": (0, 0, 2),
 }  # fmt: skip
 """The rank of the class that each round aims at, 1 being the likeliest besides the label; 0: any class."""
 
