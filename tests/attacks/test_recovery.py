@@ -117,6 +117,52 @@ def test_on_a_network_trained_against_them_the_new_methods_still_find_images(
     assert made["l1"] >= 48
 
 
+def beyond_a_hill() -> nn.Module:
+    """Class 1 is likely where the sum of 20 of 30 entries is above 6; between 1 and 4 it is the less so the larger."""
+
+    class Hill(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            total = images.flatten(1)[:, :20].sum(1)
+            logit = total.clamp(max=1) - 2 * (total - 1).relu() + 6 * (total - 4).relu()
+            return torch.stack([torch.zeros_like(logit), logit], 1)
+
+    return Hill().double()
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 1}, {"batch_size": 3}, {"keep_finished": True}])
+def test_an_image_that_gains_no_more_begins_again_from_outside(options: dict[str, Any]) -> None:
+    """Between black and the images wanted the loss has a hill: only from beyond it are they reached."""
+    model, targets = beyond_a_hill(), torch.ones(7, dtype=torch.int64)
+    begin = torch.zeros(7, 30, dtype=torch.float64)
+    settings: dict[str, Any] = {"start": begin, "s_max": 20, "steps": 300, "k": 2}
+    assert not recover(model, targets, (30,), restarts=0, **settings).success.any()
+    found = recover(model, targets, (30,), **settings, **options)
+    assert found.success.all()
+    assert (found.restarts >= 1).all()
+    assert (found.stop_step > 20).all()
+    assert len(found.images.unique(dim=0)) == 7
+    expected = recover(model, targets, (30,), **settings)
+    torch.testing.assert_close(found.images, expected.images, rtol=0, atol=1e-9)
+    assert torch.equal(found.stop_step, expected.stop_step)
+
+
+def test_what_is_masked_stays_black_from_outside_too() -> None:
+    model, mask = beyond_a_hill(), torch.rand(30, generator=seeded(3)) < 0.9
+    found = recover(
+        model, [1] * 4, (30,), start=torch.zeros(4, 30, dtype=torch.float64), s_max=20, steps=300, k=2, mask=mask
+    )
+    assert (found.restarts >= 1).all()
+    assert (found.images[:, ~mask] == 0).all()
+    assert (found.images[:, mask] != 0).any()
+
+
+def test_the_default_is_the_strongest(digits_network: Network) -> None:
+    by_default, l1 = (
+        recover(digits_network("mlp"), TARGETS, SHAPE, steps=30, s_max=12, **o) for o in ({}, {"method": "l1"})
+    )
+    assert torch.equal(by_default.images, l1.images)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_returned_is_what_a_fresh_look_at_the_images_says(digits_network: Network, method: Method) -> None:
     model = digits_network("cnn")
@@ -434,5 +480,29 @@ def test_on_networks_trained_by_others(shared: Path, name: str, file: str) -> No
     }
     assert all(result.success.all() for result in found.values())
     assert found["l1"].stop_step.max() <= 20 < found["prox"].stop_step.median()
-    original = recover(model, TARGETS, (1, 28, 28), steps=60, s_max=100)
+    original = recover(model, TARGETS, (1, 28, 28), method="adam", steps=60, s_max=100)
     assert original.success.sum() <= 2
+
+
+def robust_network(shared: Path) -> nn.Module:
+    """The adversarially trained network on MNIST."""
+    with torch.random.fork_rng():
+        model = nn.Sequential(
+            nn.Conv2d(1, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU(), nn.Flatten(),
+            nn.Linear(1568, 100), nn.ReLU(), nn.Linear(100, 10),
+        )  # fmt: skip
+    return networks.load_weights(model, shared / "models" / "mnist_robust_cnn.safetensors")
+
+
+@pytest.mark.shared
+def test_the_default_finds_nearly_all_on_a_network_trained_to_withstand_attacks(shared: Path) -> None:
+    """Where steps out of black get stuck on most classes, and Adam's penalty leaves too many pixels lit."""
+    model, targets, options = robust_network(shared), torch.arange(30) % 10, {"s_max": 30, "steps": 400}
+    found = recover(model, targets, (1, 28, 28), **options)  # type: ignore[arg-type]
+    assert found.success.sum() >= 25
+    outwards = recover(model, targets, (1, 28, 28), restarts=0, **options)  # type: ignore[arg-type]
+    original = recover(model, targets, (1, 28, 28), method="adam", **options)  # type: ignore[arg-type]
+    assert max(outwards.success.sum(), original.success.sum()) <= 15
+    torch.testing.assert_close(found.prob, prob_of(model, found.images, targets), rtol=1e-5, atol=0)
+    assert torch.equal(found.success, (found.prob >= 0.9) & (found.sparsity <= 30))
+    assert (found.restarts[found.success] > 0).any()

@@ -159,7 +159,7 @@ def test_penalties_against_an_objective_written_out(start: Tensor, penalty: Any,
         if isinstance(penalty, dict)
         else penalty
     )
-    found = watch(network, start, 10, lr=0.05, lam=2.0, lam_final=6.0, lam_step=5, penalty=given)
+    found = watch(network, start, 10, method="adam", lr=0.05, lam=2.0, lam_final=6.0, lam_step=5, penalty=given)
     agree(found, path)
 
 
@@ -201,7 +201,9 @@ def test_hidden_layers_of_a_model_that_applies_functions(start: Tensor) -> None:
 
     model = Functions()
     for name, expected in (("hidden", {"first": 1.0}), ("all", {"first": 1.0, "input": 1.0})):
-        one, other = (recover(model, TARGETS, SHAPE, steps=4, start=start, penalty=p) for p in (name, expected))
+        one, other = (
+            recover(model, TARGETS, SHAPE, method="adam", steps=4, start=start, penalty=p) for p in (name, expected)
+        )
         assert torch.equal(one.images, other.images)
 
 
@@ -210,7 +212,7 @@ def test_the_penalty_has_no_slope_at_zero() -> None:
     model = nn.Sequential(nn.Identity(), nn.Flatten(), nn.Linear(64, 10, bias=False)).double()
     model[2].weight.data = torch.randn(10, 64, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     one, other = (
-        recover(model, TARGETS, SHAPE, steps=1, start="black", lam=50.0, penalty=penalty, p_min=1.0)
+        recover(model, TARGETS, SHAPE, method="adam", steps=1, start="black", lam=50.0, penalty=penalty, p_min=1.0)
         for penalty in ({"0": 1.0}, "none")
     )
     assert (one.sparsity > 0).all()
@@ -249,7 +251,9 @@ def test_the_margin_is_a_loss_of_its_own(digits_network: Any, method: Any) -> No
     linear = nn.Linear(3, 3, bias=False, dtype=torch.float64)
     linear.weight.data = weight
     begin = torch.tensor([[0.3, 0.3, 0.3]], dtype=torch.float64)  # the best other logit is the last one
-    step = recover(linear, [1], (3,), steps=1, start=begin, loss="margin", lr=0.01, penalty="none", p_min=1, floor=0)
+    step = recover(
+        linear, [1], (3,), method="adam", steps=1, start=begin, loss="margin", lr=0.01, penalty="none", p_min=1, floor=0
+    )
     slope = weight[2] - weight[1]
     torch.testing.assert_close(step.images, begin - 0.01 * slope / (slope.abs() + 1e-4), rtol=0, atol=1e-12)
 
@@ -334,7 +338,7 @@ def test_a_gradient_that_is_not_finite_anywhere_counts_as_none() -> None:
 def test_an_image_that_goes_nowhere_begins_again(digits_network: Any) -> None:
     """Steps shorter than the floor never leave black, whatever the gradient; after ten of them noise is tried."""
     model = digits_network("mlp")
-    options: dict[str, Any] = {"start": "black", "lr": 0.05, "floor": 0.15, "lam": 0.0, "s_max": 64}
+    options: dict[str, Any] = {"method": "adam", "start": "black", "lr": 0.05, "floor": 0.15, "lam": 0.0, "s_max": 64}
     assert (recover(model, TARGETS, SHAPE, steps=40, restarts=0, **options).images == 0).all()
     assert recover(model, TARGETS, SHAPE, steps=10, **options).restarts.tolist() == [0] * 6
     found = recover(model, TARGETS, SHAPE, steps=40, **options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,6 +57,17 @@ class Schedule:
         return self.lam_final
 
 
+class View(NamedTuple):
+    """What is known of each image before a step, (B,): its loss, and whether it is sparse and probable enough."""
+
+    loss: Tensor
+    sparse: Tensor
+    sure: Tensor
+
+    def at(self, rows: Tensor) -> View:
+        return View(*(part[rows] for part in self))
+
+
 class Adam:
     """Adam on ``loss + weight lam |image - black|_1 / D``, every image with its own moments.
 
@@ -73,8 +84,8 @@ class Adam:
         self.exp_avg, self.exp_avg_sq = torch.zeros_like(start), torch.zeros_like(start)
         self.begun = torch.zeros(len(start), dtype=torch.int64, device=start.device)  # the first step of each image
 
-    def step(self, step: int, grad: Tensor, loss: Tensor, sparse: Tensor, frozen: Tensor) -> None:
-        """Descend along `grad`, the gradient of `loss`, but for the `frozen` rows."""
+    def step(self, step: int, grad: Tensor, view: View, frozen: Tensor) -> None:
+        """Descend along `grad`, but for the `frozen` rows."""
         for begun in {*self.begun.tolist()}:  # more than one only where images have begun again
             ops.recovery_step(
                 self.image, grad, lr=self.schedule.lr_at(step), lam=self.weight * self.schedule.lam_at(step),
@@ -83,7 +94,11 @@ class Adam:
                 black=self.canvas.black, bounds=self.canvas.bounds, floor=self.canvas.floor,
             )  # fmt: skip
 
-    def restart(self, rows: Tensor, start: Tensor, step: int) -> None:
+    def late(self, step: int) -> Tensor:
+        """Which images have had their time, bool (B,): none."""
+        return torch.zeros_like(self.begun, dtype=torch.bool)
+
+    def restart(self, rows: Tensor, start: Tensor, step: int, late: Tensor) -> None:
         """Begin the images `rows` (indices) again at `start`, with `step`."""
         self.image[rows] = self.canvas.fitted(start, self.mask, rows)
         self.exp_avg[rows], self.exp_avg_sq[rows], self.begun[rows] = 0, 0, step
@@ -96,12 +111,27 @@ class Adam:
         self.mask = None if self.mask is None else self.mask[rows]
 
 
-class L1Ball:
-    """Steps of L1 norm at most ``lr k`` on the k steepest entries, projected onto a ball around black.
+_OUTWARDS, _INWARDS = 20, 150
+"""Steps without gain after which an image is late: one that goes outwards, and one that goes inwards."""
+_RATE = 0.1
+"""By which share the ball of an image that goes inwards shrinks in a step, or grows."""
 
-    Each image has its own ball and step length. The ball grows by `growth` of the step's length while the image is
-    sparse enough, and shrinks by it while it is not. A step was too long if it crossed that line, or raised the loss of
-    a sparse image: the next is half as long, and later ones grow back by a quarter each.
+
+class L1Ball:
+    """Sparse steps, each projected onto an L1 ball around black that is each image's own.
+
+    An image begins outwards. Steps of L1 norm at most ``lr k`` move the k steepest entries; the ball grows by `growth`
+    of the step's length while the image is sparse enough, and shrinks by it while it is not. A step was too long if it
+    crossed that line, or raised the loss of a sparse image: the next is half as long, and later ones grow back by a
+    quarter each.
+
+    One that is late begins again inwards, from a dense start that soon is of its class: its ball shrinks by a tenth in
+    a step while the target is probable enough, and grows by a tenth while it is not. A step moves a fifth of the lit
+    entries by half of `lr`. On networks trained to withstand attacks that finds what the way outwards does not; on
+    others it takes more steps.
+
+    An image gains when what it lowers is at its lowest by a hundredth: outwards its loss while it is sparse enough,
+    inwards its norm while its target is probable enough.
     """
 
     def __init__(
@@ -121,35 +151,62 @@ class L1Ball:
         canvas.fit(self.image, mask)
         self.loss = torch.full_like(self.length, torch.inf)
         self.sparse = torch.ones_like(self.length, dtype=torch.bool)
+        self.inwards = torch.zeros_like(self.sparse)
+        self.lowest = self.loss
+        self.gained = torch.zeros_like(self.sparse, dtype=torch.int64)  # the step of the last gain
 
-    def step(self, step: int, grad: Tensor, loss: Tensor, sparse: Tensor, frozen: Tensor) -> None:
-        """Descend along `grad`, the gradient of `loss`, but for the `frozen` rows."""
-        longest = self.schedule.lr_at(step) * self.k
-        too_long = (sparse != self.sparse) | (sparse & (loss > self.loss))
-        self.length = (self.length * torch.where(too_long, 0.5, 1.25)).clamp(max=longest)
-        change = self.growth * self.length
-        self.radius = (self.radius + torch.where(sparse, change, -change)).clamp(min=self.growth * longest)
-        self.loss, self.sparse = loss, sparse
-        delta = ops.l1_step(
-            self.image - self.origin, -grad, self.origin, self.radius, self.length, self.k, self.canvas.bounds
-        )
+    def step(self, step: int, grad: Tensor, view: View, frozen: Tensor) -> None:
+        """Descend along `grad`, but for the `frozen` rows."""
+        norm = self._norm(self.image)
+        self._note_gains(step, view, norm)
+        self._adapt(step, view)
+        length, k = self.length, torch.full_like(self.gained, self.k)
+        if bool(self.inwards.any()):
+            k = torch.where(self.inwards, (self.canvas.sparsity(self.image) // 5).clamp(min=4), k)
+            each = max(self.schedule.lr_at(step) / 2, self.canvas.floor)
+            length = torch.where(self.inwards, (each * k).to(length), length)
+            smaller, larger = self.radius.minimum(norm) * (1 - _RATE), self.radius.maximum(norm) * (1 + _RATE)
+            self.radius = torch.where(self.inwards, torch.where(view.sure, smaller, larger), self.radius)
+        delta = ops.l1_step(self.image - self.origin, -grad, self.origin, self.radius, length, k, self.canvas.bounds)
         moved = self.origin + delta
         self.canvas.fit(moved, self.mask)
         self.image = torch.where(_like(frozen, moved), self.image, moved)
 
-    def restart(self, rows: Tensor, start: Tensor, step: int) -> None:
-        """Begin the images `rows` (indices) again at `start`, with `step`, in balls that hold it."""
+    def _note_gains(self, step: int, view: View, norm: Tensor) -> None:
+        lowered, counts = torch.where(self.inwards, norm, view.loss), torch.where(self.inwards, view.sure, view.sparse)
+        gains = counts & (self.lowest.isinf() | (lowered < self.lowest - 0.01 * self.lowest.abs()))
+        self.lowest = torch.where(gains, lowered, self.lowest)
+        self.gained = torch.where(gains, step, self.gained)
+
+    def _adapt(self, step: int, view: View) -> None:
+        """Adapt length and radius to how far the last step went; of no moment to the images that go inwards."""
+        longest = self.schedule.lr_at(step) * self.k
+        too_long = (view.sparse != self.sparse) | (view.sparse & (view.loss > self.loss))
+        self.length = (self.length * torch.where(too_long, 0.5, 1.25)).clamp(max=longest)
+        change = self.growth * self.length
+        radius = (self.radius + torch.where(view.sparse, change, -change)).clamp(min=self.growth * longest)
+        self.radius = torch.where(self.inwards, self.radius, radius)
+        self.loss, self.sparse = view.loss, view.sparse
+
+    def late(self, step: int) -> Tensor:
+        """Which images have had their time, bool (B,)."""
+        return step - self.gained >= torch.where(self.inwards, _INWARDS, _OUTWARDS)
+
+    def restart(self, rows: Tensor, start: Tensor, step: int, late: Tensor) -> None:
+        """Begin the images `rows` (indices) again at `start`, with `step`, in balls that hold it; inwards if `late`."""
         longest = self.schedule.lr_at(step) * self.k
         self.image[rows] = self.canvas.fitted(start, self.mask, rows)
         self.length[rows] = longest
         self.radius[rows] = self._norm(self.image[rows]).clamp(min=longest)
         self.loss[rows], self.sparse[rows] = torch.inf, True
+        self.inwards[rows], self.lowest[rows], self.gained[rows] = late, torch.inf, step
 
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but these (indices)."""
         self.image, self.origin = self.image.index_select(0, rows), self.origin.index_select(0, rows)
         self.radius, self.length = self.radius[rows], self.length[rows]
         self.loss, self.sparse = self.loss[rows], self.sparse[rows]
+        self.inwards, self.lowest, self.gained = self.inwards[rows], self.lowest[rows], self.gained[rows]
         self.mask = None if self.mask is None else self.mask[rows]
 
     def _norm(self, image: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparring.attacks._descent import Adam, L1Ball
+from sparring.attacks._descent import Adam, L1Ball, View
 from sparring.attacks._objective import Objective
 from sparring.attacks._start import Starts
 
@@ -48,13 +48,13 @@ def pursue(
         lam = descent.schedule.lam_at(step)
         grad, loss, log_prob = objective(descent.image, targets[rows], by_margin[rows], lam)
         prob = log_prob.exp()
-        sparse = descent.canvas.sparsity(descent.image) <= aims.s_max
-        score = torch.where(sparse, prob, prob - 1)
+        view = View(loss, descent.canvas.sparsity(descent.image) <= aims.s_max, prob >= aims.p_min)
+        score = torch.where(view.sparse, prob, prob - 1)
         better = score > best_score[rows]
         at = better.nonzero()[:, 0]  # entries by their index: picked out several times as fast as by a mask
         best.index_copy_(0, rows[at], descent.image.index_select(0, at))
         best_score[rows[at]] = score[at]
-        done = frozen | (sparse & (prob >= aims.p_min))
+        done = frozen | (view.sparse & view.sure)
         if bool(done.any()):
             stop_step[rows[done]] = stop_step[rows[done]].clamp(max=step)
             if bool(done.all()):
@@ -64,7 +64,7 @@ def pursue(
             else:
                 going = (~done).nonzero()[:, 0]
                 rows, frozen, anchor = rows[going], frozen[going], anchor.index_select(0, going)
-                grad, loss, sparse = grad.index_select(0, going), loss[going], sparse[going]
+                grad, view = grad.index_select(0, going), view.at(going)
                 descent.keep(going)
         if step == aims.steps:
             break
@@ -78,17 +78,23 @@ def pursue(
         if len(blind):
             before = descent.image[blind]
             grad = grad.index_fill(0, blind, 0)
-        descent.step(step, grad, loss, sparse, frozen)
+        descent.step(step, grad, view, frozen)
         if len(blind):
             stuck[blind] |= _same(descent.image[blind], before)
-        at = (stuck & ~frozen & (restarts[rows] < aims.restarts)).nonzero()[:, 0]
+        late = descent.late(step) & ~stuck
+        at = ((stuck | late) & ~frozen & (restarts[rows] < aims.restarts)).nonzero()[:, 0]
         if len(at):
-            of = rows[at]
+            of, late = rows[at], late[at]
             restarts[of] += 1
-            by_margin[of] |= restarts[of] > 1
+            by_margin[of] = (restarts[of] > 1) & ~late | aims.by_margin
             masks = [None] * len(at) if descent.mask is None else [*descent.mask[at]]
-            drawn = map(starts.again, (first + of).tolist(), restarts[of].tolist(), masks)
-            descent.restart(at, torch.stack([*drawn]).to(best.device, best.dtype), step + 1)
+            drawn = [
+                starts.noise(row, attempt) if dense else starts.again(row, attempt, held)
+                for row, attempt, dense, held in zip(
+                    (first + of).tolist(), restarts[of].tolist(), late.tolist(), masks, strict=True
+                )
+            ]
+            descent.restart(at, torch.stack(drawn).to(best.device, best.dtype), step + 1, late)
     prob = objective.log_prob(best, targets).exp()
     sparsity = descent.canvas.sparsity(best)
     success = (prob >= aims.p_min) & (sparsity <= aims.s_max)

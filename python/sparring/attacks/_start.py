@@ -42,7 +42,7 @@ class Starts:
         if isinstance(self.start, Tensor):
             return self.start[row].detach(), held
         if self.start == "noise":
-            return torch.randn(self.shape, generator=generator, dtype=torch.float64, device="cpu"), held
+            return self._noise(generator), held
         if self.start == "sparse":
             return self._sparse(self.entries, held, generator), held
         return torch.full(self.shape, self.black, dtype=torch.float64, device="cpu"), held
@@ -51,6 +51,13 @@ class Starts:
         """Sparse noise to begin image `row` again with: other noise each time, and twice as many entries."""
         generator = torch.Generator("cpu").manual_seed(self.seeds[row] + attempt)
         return self._sparse(self.entries * 2 ** (attempt - 1), held, generator)
+
+    def noise(self, row: int, attempt: int) -> Tensor:
+        """Dense noise to begin image `row` again with: other noise each time."""
+        return self._noise(torch.Generator("cpu").manual_seed(self.seeds[row] + attempt))
+
+    def _noise(self, generator: torch.Generator) -> Tensor:
+        return torch.randn(self.shape, generator=generator, dtype=torch.float64, device="cpu")
 
     def _held(self, row: int, generator: torch.Generator) -> Tensor | None:
         if self.mask is not None:
