@@ -91,7 +91,7 @@ def certified_radius(
     if x.dtype is not dtype:
         raise ValueError(f"x must have the dtype of the model's parameters, {dtype}; got {x.dtype}")
     report = layer_bounds(model, x.shape[1:]) if report is None else report
-    _check_report(report, x.shape[1:])
+    check_report(report, x.shape[1:])
     if not math.isfinite(report.upper):
         refused = "; ".join(f"{name}: {reason}" for name, reason in report.refused)
         raise ValueError(f"the network has no Lipschitz bound: {refused or 'it is beyond the numbers of float64'}")
@@ -107,7 +107,8 @@ def certified_radius(
     return _local(model, x, margins, apart, radius) if local else radius
 
 
-def _check_report(report: LipschitzReport, shape: torch.Size) -> None:
+def check_report(report: LipschitzReport, shape: torch.Size) -> None:
+    """TypeError or ValueError unless a report proves something of networks with inputs of this shape."""
     if not isinstance(report, LipschitzReport):
         raise TypeError(f"report must be what layer_bounds returns, not {type(report).__name__}")
     if not report.certified:
