@@ -21,6 +21,7 @@ from sparring.attacks._norms import Norm, norm_name
 from sparring.attacks._problem import module_of
 from sparring.attacks._result import AttackResult
 from sparring.attacks.minimum_norm import minimal
+from sparring.attacks.minimum_norm.hunt import counted
 from sparring.evaluation.evaluate import check_examples, clean_logits
 from sparring.gradients import Lowered, lower
 from sparring.lipschitz import LipschitzReport, certified_radius, layer_bounds, rounding
@@ -259,6 +260,8 @@ def bracket(
     name = norm_name(norm)
     if name not in ORDERS:
         raise ValueError(f"norm is {norm!r}; a bracket is of L2, L1 or Linf")
+    if steps is not None:
+        counted(steps)
     if type(batch_size) is not int or batch_size < 1:
         raise ValueError(f"batch_size must be an integer of at least 1; got {batch_size!r}")
     module = module_of(model)
