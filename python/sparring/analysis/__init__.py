@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sparring.analysis.bracket import Bracket, BracketWarning, Curve, bracket
 from sparring.analysis.members import Agreement, GradientCorrelation, agreement, gradient_correlation
 from sparring.analysis.perturbation import ALPHAS, Group, Perturbations, perturb
 from sparring.analysis.smoothness import Smoothness, smoothness
@@ -12,7 +13,10 @@ from sparring.analysis.votes import Coverage, Votes, accuracy_coverage, votes
 __all__ = [
     "ALPHAS",
     "Agreement",
+    "Bracket",
+    "BracketWarning",
     "Coverage",
+    "Curve",
     "Directions",
     "GradientCorrelation",
     "Group",
@@ -23,6 +27,7 @@ __all__ = [
     "Votes",
     "accuracy_coverage",
     "agreement",
+    "bracket",
     "gradient_correlation",
     "perturb",
     "smoothness",

@@ -127,24 +127,15 @@ def evaluate(
     if full and worst_case:
         raise ValueError("full and worst_case exclude each other: every attack on all examples, or on what is left")
     only_left = (attacks is None and not full) if worst_case is None else worst_case
-    _check(x, y, bounds, batch_size, seed, tolerance, keep)
+    check_examples(module, x, y, bounds)
+    _check(batch_size, seed, tolerance, keep)
     check_hooks(1 if eot is None else eot, backward)
     x, y = x.detach().clamp(*inside(bounds, x.dtype)), y.long()  # attacks would start in the bounds too
-    home = home_of(module)
-    if home.device is not None and x.device != home.device:
-        raise ValueError(f"x is on device '{x.device}', but the model on '{home.device}'; nothing is moved")
     judge = preprocessed(module, preprocessing, x)
     stand_in = backward_of(backward, preprocessing, x)
     with held_still(*([judge] if stand_in is None else [judge, stand_in])):
         lowered = lower(judge)
-        with explained(judge, x, "x"):
-            batches = range(0, len(x), batch_size)
-            logits = torch.cat([_logits(judge, x[first : first + batch_size]) for first in batches])
-        if not bool(logits.isfinite().all()):
-            bad = int((~logits.isfinite().all(1)).nonzero()[0])
-            raise ValueError(f"model: its output for the unchanged example {bad} is not finite")
-        if int(y.max()) >= logits.shape[1]:
-            raise ValueError(f"y holds the class {int(y.max())}, but the model has {logits.shape[1]} outputs")
+        logits = clean_logits(judge, x, y, batch_size)
         plans = make_plans(attacks, norm, eps, logits.shape[1], len(x))
         first = slice(0, batch_size)
         again = _logits(judge, x[first])
@@ -343,9 +334,20 @@ def _in_a_line(error: Exception) -> str:
     return text.splitlines()[0]
 
 
-def _check(
-    x: Tensor, y: Tensor, bounds: tuple[float, float], batch_size: int, seed: int, tolerance: float, keep: int
-) -> None:
+def clean_logits(judge: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Tensor:
+    """The answers (N, K) to the unchanged examples; ValueError or TypeError where model and examples do not fit."""
+    with explained(judge, x, "x"):
+        logits = torch.cat([_logits(judge, some) for some in torch.split(x, batch_size)])
+    if not bool(logits.isfinite().all()):
+        bad = int((~logits.isfinite().all(1)).nonzero()[0])
+        raise ValueError(f"model: its output for the unchanged example {bad} is not finite")
+    if int(y.max()) >= logits.shape[1]:
+        raise ValueError(f"y holds the class {int(y.max())}, but the model has {logits.shape[1]} outputs")
+    return logits
+
+
+def check_examples(module: nn.Module, x: Tensor, y: Tensor, bounds: tuple[float, float]) -> None:
+    """TypeError or ValueError unless x are examples within the bounds, where the model is, and y their classes."""
     if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64) or x.dim() < 2:
         got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"x must be a float32 or float64 tensor (N, ...), not {got}")
@@ -368,6 +370,12 @@ def _check(
             f"x ranges over [{least:.7g}, {most:.7g}], outside bounds {bounds}; scale it, or pass the bounds it has. "
             "A model that wants normalised inputs takes preprocessing={'mean': ..., 'std': ...}"
         )
+    home = home_of(module)
+    if home.device is not None and x.device != home.device:
+        raise ValueError(f"x is on device '{x.device}', but the model on '{home.device}'; nothing is moved")
+
+
+def _check(batch_size: int, seed: int, tolerance: float, keep: int) -> None:
     for name, value, least_ in (("batch_size", batch_size, 1), ("keep", keep, 0), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least_:
             raise ValueError(f"{name} must be an integer of at least {least_}; got {value!r}")

@@ -51,7 +51,7 @@ def evidence(rows: Sequence[AttackRow], outputs: Outputs) -> list[str]:
 
 
 def last_resort(plan: Plan, rows: Sequence[AttackRow], outputs: Outputs) -> list[Plan]:
-    """What else to run after the last `plan` of a threat model: `square` with all its queries, where there are signs."""
+    """What to run after the last `plan` of a threat model: `square` with all its queries, where there are signs."""
     if plan.added or plan.norm not in SQUARE_NORMS:
         return []
     return [added("square", plan)] if evidence(rows, outputs) else []

@@ -37,6 +37,11 @@ class DenseChain:
     slopes: list[float]
     between: list[list[fx.Node]]
 
+    def after_first(self, graph: Graph) -> DenseChain:
+        """All layers but the first."""
+        start = operand(graph, self.nodes[1]) if len(self.nodes) > 1 else self.nodes[0]
+        return DenseChain(start, self.nodes[1:], self.gains[1:], self.slopes[1:], self.between[1:])
+
     def bound(self) -> float:
         """Of the last layer's result as a function of what the first is given; inf if very wide or steep."""
         weights = [cast(Tensor, gain.matrix) for gain in self.gains]

@@ -108,6 +108,10 @@ class Graph:
             if not self.refused:
                 self._check_batches(x)
 
+    def value(self, node: fx.Node) -> Tensor:
+        """Of a node, for the example that the graph was made with."""
+        return cast(Tensor, self._values[node])
+
     def passes_on(self, node: fx.Node) -> bool:
         """Whether a step passes on all entries of its operand as they are, in the same order."""
         gain, join = self.steps[node].gain, self.steps[node].join

@@ -14,6 +14,7 @@ from sparring.lipschitz import given
 from sparring.lipschitz.ambient import plain_arithmetic
 from sparring.lipschitz.dense_chains import DenseChain, behind, dense_chains, is_dense, operand
 from sparring.lipschitz.empirical import empirical_lower_bound
+from sparring.lipschitz.entrance import entrances
 from sparring.lipschitz.gains.gain import Gain, product
 from sparring.lipschitz.gains.weighted import shape_text
 from sparring.lipschitz.graph import Graph
@@ -108,6 +109,11 @@ def layer_bounds(
     return _with_head(report, graph, chains)
 
 
+def _with_others(report: LipschitzReport, graph: Graph, source: fx.Node | None, chains: bool) -> LipschitzReport:
+    found = dense_chains(graph, source or cast(fx.Node, graph.output)) if chains else []
+    return replace(report, others=entrances(graph, report.upper, report.features, source, found))
+
+
 def _layers(graph: Graph) -> tuple[LayerBound, ...]:
     bounds, found = graph.bounds(), []
     for node, step in graph.steps.items():
@@ -134,14 +140,16 @@ def _with_chains(report: LipschitzReport, graph: Graph) -> LipschitzReport:
 
 
 def _with_head(report: LipschitzReport, graph: Graph, chains: bool) -> LipschitzReport:
-    """With the last layer's weight, and the bound of what it is given."""
+    """With the last layer's weight, the bound of what it is given, and both for inputs in other norms."""
     last, *_ = behind(graph, cast(fx.Node, graph.output), activations=False)
     if not is_dense(graph, last) or cast(Gain, graph.steps[last].gain).error:
-        return report  # of rows that are nearly the same, an error of each entry may be all of the difference
+        # Of rows that are nearly the same, an error of each entry may be all of the difference.
+        return _with_others(report, graph, None, chains)
     source = operand(graph, last)
     bound = _bounds(graph, dense_chains(graph, source) if chains else [])[source]
     weight = cast(Tensor, cast(Gain, graph.steps[last].gain).matrix)
-    return replace(report, features=bound, head=weight.to(torch.float64))
+    report = replace(report, features=bound, head=weight.to(torch.float64))
+    return _with_others(report, graph, source, chains)
 
 
 def _bounds(graph: Graph, chains: Sequence[DenseChain]) -> dict[fx.Node, float]:

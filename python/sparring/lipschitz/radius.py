@@ -1,4 +1,4 @@
-"""How far each example can be moved, in the Euclidean norm, without another class: proven by Lipschitz bounds."""
+"""How far each example can be moved, in L2, L1 or Linf, without another class: proven by Lipschitz bounds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparring.attacks._model import device_and_dtype
+from sparring.attacks._norms import Norm, norm_name
 from sparring.lipschitz import given, rounding
 from sparring.lipschitz.ambient import callers_device, generators_kept, plain_arithmetic, states
 from sparring.lipschitz.local import DenseRelu, check_examples
@@ -27,6 +28,7 @@ def certified_radius(
     x: Tensor,
     y: Tensor | None = None,
     *,
+    norm: Norm = 2,
     report: LipschitzReport | None = None,
     local: bool = False,
 ) -> Tensor:
@@ -37,6 +39,11 @@ def certified_radius(
     with rows w_j, the difference of logits y and j has the constant |w_y - w_j| L', with L' the bound of what that
     layer is given. The larger of the two radii is returned.
 
+    L and L' are for distances of the input in `norm`. From those in L2 follow others, as a ball of L1 radius r lies in
+    the L2 ball of radius r, and one of Linf radius r in that of radius sqrt(D) r, for D entries. In L1 the first layers
+    count by their longest column instead of their norm, where that gives less, and of a linear network the rows do by
+    the dual norm, so that the radius is exact but for rounding.
+
     Parameters
     ----------
     model : nn.Module
@@ -45,10 +52,13 @@ def certified_radius(
         (B, ...), of the dtype of the model's parameters.
     y : Tensor, optional
         Classes, integers (B,). None: those that the network gives.
+    norm : 2, 1, inf, "L2", "L1" or "Linf"
+        In which the radius is measured.
     report : LipschitzReport, optional
         From `layer_bounds` of this model with its present weights, so that it need not be made again; certified.
     local : bool
-        For dense ReLU networks: bounds in balls of the radius in question (`local_bound`), which are smaller.
+        For dense ReLU networks: bounds in balls of the radius in question (`local_bound`), which are smaller. In L2
+        alone.
 
     Returns
     -------
@@ -72,13 +82,16 @@ def certified_radius(
     """
     given.network(model)
     check_examples(x)
+    name = norm_name(norm)
+    if local and name != "L2":
+        raise ValueError(f"local bounds are of balls in L2; got norm {norm!r}")
     if any(module.training for module in model.modules()):
         raise ValueError("model must be in eval mode")
     _, dtype = device_and_dtype(model)
     if x.dtype is not dtype:
         raise ValueError(f"x must have the dtype of the model's parameters, {dtype}; got {x.dtype}")
     report = layer_bounds(model, x.shape[1:]) if report is None else report
-    _check_report(report, x.shape[1:])
+    check_report(report, x.shape[1:])
     if not math.isfinite(report.upper):
         refused = "; ".join(f"{name}: {reason}" for name, reason in report.refused)
         raise ValueError(f"the network has no Lipschitz bound: {refused or 'it is beyond the numbers of float64'}")
@@ -88,12 +101,14 @@ def certified_radius(
     classes = logits.argmax(1) if y is None else _checked(y, x, logits.shape[1])
     margins = logits.gather(1, classes[:, None]) - logits - (allowance + 4 * report.jumps)[:, None]
     margins.scatter_(1, classes[:, None], math.inf)
-    apart = _apart(report.head, classes) if report.head is not None else None
-    radius = _radius(margins, apart, report.features, report.upper)
+    bounds = report.entrance(name)
+    apart = _apart(report.head, classes, bounds.rows) if report.head is not None else None
+    radius = _radius(margins, apart, bounds.features, bounds.upper)
     return _local(model, x, margins, apart, radius) if local else radius
 
 
-def _check_report(report: LipschitzReport, shape: torch.Size) -> None:
+def check_report(report: LipschitzReport, shape: torch.Size) -> None:
+    """TypeError or ValueError unless a report proves something of networks with inputs of this shape."""
     if not isinstance(report, LipschitzReport):
         raise TypeError(f"report must be what layer_bounds returns, not {type(report).__name__}")
     if not report.certified:
@@ -126,16 +141,16 @@ def _quotient(margins: Tensor, one: Tensor, other: Tensor) -> Tensor:
     return torch.where(margins > 0, found.nan_to_num(nan=0.0, posinf=math.inf), 0.0).clamp(min=0)
 
 
-def _apart(head: Tensor, classes: Tensor) -> Tensor:
-    """|w_y - w_j|, rounded up, (B, K)."""
-    return torch.stack([_lengths(head - row) for row in head])[classes]
+def _apart(head: Tensor, classes: Tensor, order: float) -> Tensor:
+    """|w_y - w_j| in the norm of this order, rounded up, (B, K)."""
+    return torch.stack([_lengths(head - row, order) for row in head])[classes]
 
 
-def _lengths(rows: Tensor) -> Tensor:
+def _lengths(rows: Tensor, order: float) -> Tensor:
     """Upper bounds of the lengths of rows that were rounded once, at any scale."""
     largest = rows.abs().amax(1)
-    shares = rows / largest.clamp(min=math.ulp(0.0))[:, None]
-    found = rounding.above(largest * shares.square().sum(1).sqrt() * (1 + rounding.gamma(rows.shape[1] + 16)))
+    shares = torch.linalg.vector_norm(rows / largest.clamp(min=math.ulp(0.0))[:, None], order, dim=1)
+    found = rounding.above(largest * shares * (1 + rounding.gamma(rows.shape[1] + 16)))
     return torch.where(largest == 0, 0.0, found.nan_to_num(nan=math.inf, posinf=math.inf))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -53,6 +54,28 @@ class LayerBound:
     bound: float | None
 
 
+class Entrance(NamedTuple):
+    """Bounds of results in the Euclidean norm, over the distance of inputs in the norm `norm`.
+
+    Attributes
+    ----------
+    norm
+        "L2", "L1" or "Linf".
+    upper
+        Of the network.
+    features
+        Of what the last layer is given, where that is dense and gives the output. If it is given the input itself: of
+        what it is given in `norm`.
+    rows
+        The norm in which the rows of the last layer then count: 2, or, if it is given the input itself, the dual one.
+    """
+
+    norm: str
+    upper: float
+    features: float | None
+    rows: float = 2.0
+
+
 @dataclass(frozen=True)
 class LipschitzReport:
     """Bounds of a network in the Euclidean norm: ``|f(x) - f(y)| <= upper |x - y|`` for single examples x and y.
@@ -86,6 +109,8 @@ class LipschitzReport:
     jumps : float
         How far, in the Euclidean norm, results may be from those of the function that is bounded, where torch's own
         jumps: softplus at its threshold.
+    others : tuple of Entrance
+        Bounds for inputs whose distance is measured in L1 and in Linf.
     """
 
     layers: tuple[LayerBound, ...]
@@ -100,6 +125,12 @@ class LipschitzReport:
     note: str = ""
     input_shape: tuple[int, ...] | None = None
     jumps: float = 0.0
+    others: tuple[Entrance, ...] = ()
+
+    def entrance(self, norm: str) -> Entrance:
+        """The bounds for inputs whose distance is measured in "L2", "L1" or "Linf"."""
+        found = {entrance.norm: entrance for entrance in self.others}
+        return Entrance("L2", self.upper, self.features) if norm == "L2" else found[norm]
 
     @property
     def gap(self) -> float | None:

@@ -50,6 +50,9 @@ class Gain:
         Of a dense layer that is given one vector, (out, in); its entries may be off by `error`, relatively.
     bias
         What such a layer adds, (out,), or None; not with a batch normalisation folded in.
+    columns
+        The constant of a layer with a weight where the distance of its operands is in L1: its longest column, rounded
+        up; None if that is not known.
     """
 
     lower: float | None
@@ -61,6 +64,7 @@ class Gain:
     matrix: Tensor | None = field(default=None, repr=False)
     error: float = 0.0
     bias: Tensor | None = field(default=None, repr=False)
+    columns: float | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -40,9 +40,38 @@ def enclosed(call: Call, weight: Tensor, kind: str, groups: int = 1, **options: 
         call.known[key] = given, found  # which keeps the memory that the key names
     norm = call.known[key][1]
     shape = shape_text(weight.shape, kind, groups, options.get("stride", 1), options.get("input_shape"))
+    columns = None if options.get("padding_mode", "zeros") != "zeros" else longest_column(weight, kind, groups, options)
     if not error:
-        return Gain(norm.lower, norm.upper, norm.method, norm.certified, shape)
-    return Gain(rounding.down(norm.lower - error), rounding.up(norm.upper + error), norm.method, norm.certified, shape)
+        return Gain(norm.lower, norm.upper, norm.method, norm.certified, shape, columns=columns)
+    ends = rounding.down(norm.lower - error), rounding.up(norm.upper + error)
+    return Gain(*ends, norm.method, norm.certified, shape, columns=columns)
+
+
+def longest_column(weight: Tensor, kind: str, groups: int, options: Mapping[str, Any]) -> float:
+    """The norm of the longest column of a layer's matrix, bounded: how far its results move if one input does by 1.
+
+    Of a convolution an input meets a tap of the kernel once at most, and only taps of which the steps of the window
+    lead to it: those whose place, times the dilation, leaves the same rest when divided by the stride. Valid for a
+    weight that `folded` has made, too.
+    """
+    wide = weight.detach().to(torch.float64)
+    largest = float(wide.abs().max()) if wide.numel() else 0.0
+    if largest == 0:
+        return 0.0
+    squares, dims = (wide / largest).square(), weight.ndim - 2
+    if kind.startswith("conv_transpose"):
+        columns = squares.flatten(1).sum(1)  # which every tap takes further
+    else:
+        by_group = squares.reshape(groups, -1, *weight.shape[1:]).sum(1)  # (groups, in, *kernel)
+        steps, apart = (each(options.get(name, 1), dims) for name in ("stride", "dilation"))
+        for dim, (step, dilation) in enumerate(zip(steps, apart, strict=True)):
+            rest = torch.arange(weight.shape[2 + dim], device=wide.device) * dilation % step
+            shape = [*by_group.shape]
+            shape[2 + dim] = step
+            by_group = by_group.new_zeros(shape).index_add_(2 + dim, rest, by_group)
+        columns = by_group
+    error = FOLDING_ERROR + rounding.gamma(weight.numel() + 16)
+    return rounding.up(rounding.up(largest * math.sqrt(float(columns.max()))) * (1 + error))
 
 
 def folded(weight: Tensor, scale: Tensor, kind: str, groups: int = 1) -> Tensor:
