@@ -164,7 +164,7 @@ def make_plans(
 def added(name: str, beside: Plan) -> Plan:
     """A known attack under the threat model of another plan, on what the attacks before it leave."""
     (plan,) = _plans(name, [(beside.norm, beside.eps)], beside.norm, 0)
-    return replace(plan, name=f"{name} (added)", shown=beside.shown, added=True)
+    return replace(plan, shown=beside.shown, added=True)
 
 
 Key = tuple[str, float | tuple[float, ...]]
