@@ -45,6 +45,7 @@ class Options:
     generator: torch.Generator | None = None
     return_result: bool = False
     norms: Sequence[str] = NORMED  # in which the attack works
+    gradients: bool = True  # whether it asks for any
 
 
 class Query(NamedTuple):
@@ -228,7 +229,8 @@ def run(
     results = []
     with held_still(whole), torch.inference_mode(False), explained(whole, inputs, "inputs"):
         ball = ball_of(options.norm, inputs, eps, bounds_of(options.bounds))
-        lowered = lower(whole).take(inputs)
+        lowered = lower(whole)
+        lowered = lowered.take(inputs) if options.gradients else lowered
         everything = Problem(lowered, ball, labels, targets, options.loss, targets, spans_of(labels, targets))
         for first in range(0, max(1, len(inputs)), size):
             rows = slice(first, first + size)
