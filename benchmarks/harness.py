@@ -72,6 +72,18 @@ def judge_image(oracle: Callable[[Tensor], Tensor], shape: tuple[int, int]) -> J
     return judge
 
 
+def judge_sparse(oracle: Callable[[Tensor], Tensor], x: Tensor, k: int) -> Judge:
+    """The same for perturbations of `x`, and the excess over `k` entries."""
+    judge_point = judge_image(oracle, (x.shape[0], x.shape[1]))
+
+    def judge(v: Tensor) -> dict[str, float]:
+        inside = judge_image(lambda rows: torch.zeros_like(v[rows], device="cpu"), (x.shape[0], x.shape[1]))(x + v)
+        over = float((v != 0).sum(1).max() - k)
+        return {**judge_point(v), "out_of_box": inside["out_of_box"], "over_budget": max(0.0, over)}
+
+    return judge
+
+
 # --- Time -----------------------------------------------------------------------------------------------------------
 
 

@@ -221,6 +221,38 @@ def topk_step(delta: Tensor, grad: Tensor, x: Tensor, eps: float, step_size: flo
     return bisect(delta.scatter_add(1, best, grad.gather(1, best).sign() * (step_size / k)), x, eps, 3)
 
 
+def topk_project(delta: Tensor, x: Tensor, k: int, channels: int = 1) -> Tensor:
+    """The sparse projection by `torch.topk`."""
+    inside = (x + delta).clamp(0, 1) - x
+    gain = (delta.square() - (delta - inside).square()).unflatten(1, (channels, -1)).sum(1)  # type: ignore[no-untyped-call]
+    best = torch.zeros_like(gain).scatter_(1, gain.topk(k, dim=1, sorted=False).indices, 1.0)
+    return inside * best.repeat(1, channels)
+
+
+def sparse_pgd(
+    values: Tensor, mask: Tensor, grad: Tensor, x: Tensor, k: int, step_size: float, mask_step: float
+) -> Tensor:
+    """The step of sparse PGD with the unprojected gradient, from its paper; new values and mask are lost."""
+    share = mask.sigmoid()
+    pull = share * (1 - share) * grad * values
+    mask = mask + mask_step * pull / (pull.norm(dim=1, keepdim=True) + 1e-10)
+    values = (values + step_size * grad.sign()).maximum(-x).minimum(1 - x)
+    best = torch.zeros_like(mask).scatter_(1, mask.topk(k, dim=1, sorted=False).indices, 1.0)
+    return values * best
+
+
+def sparse_pgd_sorted(
+    values: Tensor, mask: Tensor, grad: Tensor, x: Tensor, k: int, step_size: float, mask_step: float
+) -> Tensor:
+    """The same as its authors choose the places, by a sort."""
+    share = mask.sigmoid()
+    pull = share * (1 - share) * grad * values
+    mask = mask + mask_step * pull / (pull.norm(dim=1, keepdim=True) + 1e-10)
+    values = (values + step_size * grad.sign()).clamp(-1, 1).maximum(-x).minimum(1 - x)
+    order = torch.sort(mask, dim=1, descending=True).indices
+    return values * torch.zeros_like(mask).scatter_(1, order[:, :k], 1.0)
+
+
 def settle(y: Tensor, threshold: float | Tensor, floor: float) -> Tensor:
     """Soft threshold, clamp to [0, 1], floor."""
     y = (y.sign() * (y.abs() - threshold).clamp(min=0)).clamp(0, 1)

@@ -99,7 +99,7 @@ std::int64_t sparse_pgd_step(Place place, std::int64_t rows, std::int64_t n, std
                            Real(lo),
                            Real(hi),
                            {at<Real>(out), n},
-                           {at<double>(scratch), 2 * (n / channels)},
+                           {at<Real>(scratch), 2 * (n / channels)},
                            nullptr};
   return run(args, place, bad_row);
 }

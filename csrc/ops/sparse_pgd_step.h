@@ -12,8 +12,8 @@
 // values and mask are changed in place. Zhong, Liu & Xu 2024, "Towards efficient training and evaluation of robust models against l0
 // bounded adversarial perturbations", section 3: the gradient of values is that through the mask ("projected") or through s.
 //
-// Promises: x + values leaves the box by no rounding, nor where step_size is beyond the type; |pull| neither over- nor underflows;
-// k = 0, k >= places. A row with NaN or inf in values, mask, grad or x stays as it is, comes back as NaN in out, and is reported in
+// Promises: x + values leaves the box by no rounding, nor where step_size is beyond the type; the mask's step has its length however
+// large or small the gradient is; k = 0, k >= places. A row with NaN or inf in values, mask, grad or x stays as it is, comes back as NaN in out, and is reported in
 // bad_row.
 #pragma once
 
@@ -35,7 +35,7 @@ struct SparsePgdStep {
   int64_t* unchanged;  // one a row; null: not counted
   Real lo, hi;
   Rows<Real> out;
-  Rows<double> scratch;  // two rows of n / channels for each team that works at the same time
+  Rows<Real> scratch;  // two rows of n / channels for each team that works at the same time
   int64_t* bad_row;
 };
 
@@ -45,75 +45,76 @@ namespace SPARRING_ISA_NAMESPACE {
 /// these, and the others by how near to 0 they are.
 template <class Real>
 struct Top {
-  const Real* a;
-  const double* keys;
+  const Real *a, *keys;
   bool all_positive;
-  Largest<double> best;
+  Largest<Real> best;
 
   SPARRING_FN bool holds(int64_t i) const { return (all_positive & (a[i] > 0)) | best.holds(keys[i], i); }
 };
 
 /// `keys` is scratch.
 template <class Team, class Real>
-SPARRING_FN Top<Real> top_of(Team team, int64_t n, const Real* a, int64_t k, double* keys) {
+SPARRING_FN Top<Real> top_of(Team team, int64_t n, const Real* a, int64_t k, Real* keys) {
   const int64_t positive = team.count(n, [=](int64_t i) { return a[i] > 0; });
   const bool all_positive = k > positive;
   const auto whole = team.survey(n, [=](int64_t i) {
-    const double m = double(a[i]), from_top = from_bits<double>(bits(Float<double>::largest) - bits(magnitude(m)));
-    const double other = larger(from_top, 0x1p-1022);
-    const double key = (m > 0) != all_positive ? (m > 0 ? m : other) : 0.0;
+    const Real m = a[i], from_top = from_bits<Real>(bits(Float<Real>::largest) - bits(magnitude(m)));
+    const Real other = from_top > 0 ? from_top : from_bits<Real>(1);
+    const Real of_positive = all_positive ? Real(0) : m, of_others = all_positive ? other : Real(0);
+    const Real key = m > 0 ? of_positive : of_others;
     keys[i] = key;
-    return Survey<double>{key, key > 0 ? 1.0 : 0.0, key};
+    return Survey<Real>{all_positive ? Real(0) : key, key > 0 ? Real(1) : Real(0), key};
   });
   return {a, keys, all_positive, largest_of(team, n, keys, all_positive ? k - positive : k, whole)};
 }
 
-/// One row. Returns false, and changes nothing but out, if an entry is not finite.
+/// One row. Returns false, and changes nothing but out, if an entry is not finite. `scratch` is two rows of places.
 template <class Team, class Real>
 SPARRING_FN bool sparse_pgd_step(Team team, int64_t n, int64_t channels, Real* values, Real* mask, const Real* grad, const Real* x,
                                  double step_size, double mask_step, int64_t k, bool projected, int64_t* unchanged, Box<Real> box,
-                                 double* scratch, Real* out) {
+                                 Real* scratch, Real* out) {
+  using Key = typename Float<Real>::Bits;
   const int64_t places = n / channels;
-  double *const pull = scratch, *const before = scratch + places;
-  const int64_t bad = team.count(n, [=](int64_t i) { return !(is_finite(values[i]) & is_finite(grad[i]) & is_finite(x[i])); }) +
-                      team.count(places, [=](int64_t p) { return !is_finite(mask[p]); });
-  if (bad > 0) {
+  Real *const pull = scratch, *const before = scratch + places;
+  const Key steepest = team.max(n, [=](int64_t i) {
+    return is_finite(values[i]) & is_finite(x[i]) ? bits(magnitude(grad[i]))
+                                                  : ~Key(0);  // as the bits of inf and NaN, these are large
+  });
+  const Key heaviest = team.max(places, [=](int64_t p) { return bits(magnitude(mask[p])); });
+  if (larger(steepest, heaviest) > bits(Float<Real>::largest)) {
     team.each(n, [=](int64_t i) { out[i] = not_a_number<Real>(); });
     return false;
   }
-  const bool compares = projected || unchanged != nullptr;
-  if (compares) {
+  if (projected || unchanged != nullptr) {
     const auto old = top_of(team, places, mask, k, pull);
-    team.each(places, [=](int64_t p) { before[p] = old.holds(p) ? 1.0 : 0.0; });
+    team.each(places, [=](int64_t p) { before[p] = old.holds(p) ? Real(1) : Real(0); });
   }
-  constexpr double kFar = 0x1p1000;  // so that sums over channels stay finite
+  constexpr Real kMost = Float<Real>::largest;
+  const double scale = scale_to_one(double(from_bits<Real>(steepest)));
+  const Real to_one = scale < kMost ? Real(scale) : kMost;  // a gradient times this is 2 at most
   for (int64_t c = 0; c < channels; ++c)
     team.each(places, [=](int64_t p) {
-      const double here = double(grad[c * places + p]) * double(values[c * places + p]), old = c == 0 ? 0.0 : pull[p];
-      pull[p] = smaller(larger(old + here, -kFar), kFar);
+      const Real here = (grad[c * places + p] * to_one) * values[c * places + p], sum = c == 0 ? here : pull[p] + here;
+      pull[p] = smaller(larger(sum, -kMost), kMost);
     });
-  const auto largest = team.max(places, [=](int64_t p) {
-    const double e = exp(-magnitude(double(mask[p])));
-    const double here = pull[p] * (e / ((1 + e) * (1 + e)));
+  const double square = team.sum(places, [=](int64_t p) {
+    const Real e = exp(-magnitude(mask[p])), here = pull[p] * (e / ((1 + e) * (1 + e)));
     pull[p] = here;
-    return bits(magnitude(here));
+    return double(here) * double(here);
   });
-  const double scale = scale_to_one(from_bits<double>(largest));
-  const double square = team.sum(places, [=](int64_t p) { return (pull[p] * scale) * (pull[p] * scale); });
   const double factor = square > 0 ? mask_step / square_root(square) : 0.0;
-  const double most = double(Float<Real>::largest);
   team.each(places, [=](int64_t p) {
-    const double moved = double(mask[p]) + factor * (pull[p] * scale);
-    mask[p] = Real(smaller(larger(moved, -most), most));
+    const double moved = double(mask[p]) + factor * double(pull[p]);
+    mask[p] = Real(smaller(larger(moved, -double(kMost)), double(kMost)));
   });
-  const Real move = Real(smaller(step_size, most));
+  const Real move = step_size < kMost ? Real(step_size) : kMost;
   for (int64_t c = 0; c < channels; ++c) {
     Real* const v = values + c * places;
     const Real *const g = grad + c * places, *const at = x + c * places;
     team.each(places, [=](int64_t p) {
-      const bool moves = (g[p] != 0) & (projected ? before[p] > 0 : true);
+      const bool moves = (g[p] != 0) & (!projected || before[p] > 0);
       const Real sum = v[p] + (moves ? with_sign(move, g[p]) : Real(0));
-      v[p] = kept_of(at[p], smaller(larger(sum, Real(-most)), Real(most)), box, Threshold<Real>{0, 0});
+      v[p] = kept_of(at[p], smaller(larger(sum, -kMost), kMost), box, Threshold<Real>{0, 0});
     });
   }
   const auto top = top_of(team, places, mask, k, pull);

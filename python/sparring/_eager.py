@@ -179,7 +179,7 @@ def sparse_pgd_step(
         rows_s = bridge.Rows(same, same.data_ptr(), rows, 1, rows)
         bridge.refuse_overlap(rows_s, "unchanged", read, rule)
     target = bridge.new_rows(v, rows, n)
-    scratch = bridge.scratch_for(place, v, 2 * places, torch.float64)
+    scratch = bridge.scratch_for(place, v, 2 * places, v.dtype)
     status = bridge.status_for(place, v, check_finite)
     bad = bridge.native.sparse_pgd_step(
         v.dtype is torch.float64,

@@ -42,6 +42,7 @@ class Options:
     eot: int = 1
     backward: Backward | None = None
     norms: Sequence[str] = NORMED  # in which the attack works
+    gradients: bool = True  # whether it asks for any
 
 
 class Query(NamedTuple):

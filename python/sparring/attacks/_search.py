@@ -146,7 +146,8 @@ def run(
         explained(whole, inputs, "inputs"),
     ):
         ball = ball_of(options.norm, inputs, eps, bounds_of(options.bounds))
-        lowered = lower(whole).take(inputs)
+        lowered = lower(whole)
+        lowered = lowered.take(inputs) if options.gradients else lowered
         backward = None if stand_in is None else lower(stand_in).take(inputs)
         everything = Problem(
             lowered, ball, labels, targets, options.loss, targets, spans_of(labels, targets), options.eot, backward

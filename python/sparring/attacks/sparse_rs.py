@@ -23,6 +23,8 @@ LOCAL = 0.5
 """How likely a place joins beside another one of the set."""
 TRIALS = ((0.05, 1), (0.1, 2), (1.0, 4))
 """Up to which share of the queries so many are asked at once: later on few are better, and asking so is cheaper."""
+BATCH = 64
+"""Points that may go through the model at once though there are fewer examples."""
 GLANCE = 8
 """Rounds between two looks at which examples are done, where a look makes a device wait."""
 
@@ -85,7 +87,7 @@ def sparse_rs(
     """
     options = Options(
         eps, norm, targets, bounds, loss, preprocessing, restarts, early_stop=early_stop, batch_size=batch_size,
-        generator=generator, return_result=return_result, norms=COUNTED,
+        generator=generator, return_result=return_result, norms=COUNTED, gradients=False,
     )  # fmt: skip
     if isinstance(queries, bool) or not isinstance(queries, int) or queries < 1:
         raise ValueError(f"queries must be an integer of at least 1; got {queries!r}")
@@ -100,20 +102,21 @@ def sparse_rs(
         for restart in range(restarts):
             at = everything[~best.fooled] if early_stop else everything
             if len(at):
-                _search(problem.rows(at), at, seeds[rows][at, restart], queries, best, restart * queries, early_stop)
+                drawn, most = seeds[rows][at, restart].contiguous(), batch_size or max(BATCH, len(at))
+                _search(problem.rows(at), at, drawn, queries, best, restart * queries, early_stop, most)
         return best
 
     return run(model, inputs, labels, attack, options)
 
 
 def _search(
-    problem: Problem, at: Tensor, seeds: Tensor, queries: int, best: Best, before: int, early_stop: bool
+    problem: Problem, at: Tensor, seeds: Tensor, queries: int, best: Best, before: int, early_stop: bool, most: int
 ) -> None:
-    """One search for the examples `at`."""
+    """One search for the examples `at`; no more than `most` points go through the model at once."""
     ball = problem.ball
     assert isinstance(ball, L0Ball)
     search = SparseSearch(ball.inputs, ball.channels, ball.eps.long(), seeds, ball.bounds, local=LOCAL, stop=early_stop)
-    most, glance = max(TRIALS[-1][1], len(at)), 1 if ball.inputs.is_cpu else GLANCE
+    glance = 1 if ball.inputs.is_cpu else GLANCE
     for round_ in itertools.count(1):
         loss, fooled = _ask(problem, search.trials, most)
         asked = search.queries + search.trials.shape[1]
@@ -134,7 +137,7 @@ def _search(
 
 
 def _ask(problem: Problem, trials: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Loss at trials (B, T, ...) and whether they fool, (B, T); no more than `most` go through the model at once."""
+    """Loss at trials (B, T, ...) and whether they fool, (B, T), from batches of `most`."""
     count = trials.shape[1]
     labels, targets = (
         None if classes is None else classes.repeat_interleave(count) for classes in (problem.labels, problem.targets)
