@@ -63,11 +63,12 @@ from sparring.attacks.noise import gaussian_noise, uniform_noise
 from sparring.attacks.pgd import pgd, slide
 from sparring.attacks.recovery import Method, Recovery, recover
 from sparring.attacks.square import square
-from sparring.attacks.straight_through import StraightThrough
+from sparring.attacks.straight_through import Differentiable, StraightThrough
 
 __all__ = [
     "LARGE_EPS",
     "AttackResult",
+    "Differentiable",
     "Evolution",
     "GradientMaskingWarning",
     "Method",
