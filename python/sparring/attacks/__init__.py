@@ -68,12 +68,13 @@ from sparring.attacks.recovery import Method, Recovery, recover
 from sparring.attacks.sparse_pgd import sparse_pgd
 from sparring.attacks.sparse_rs import sparse_rs
 from sparring.attacks.square import square
-from sparring.attacks.straight_through import StraightThrough
+from sparring.attacks.straight_through import Differentiable, StraightThrough
 
 __all__ = [
     "INWARD",
     "LARGE_EPS",
     "AttackResult",
+    "Differentiable",
     "Evolution",
     "GradientMaskingWarning",
     "Method",

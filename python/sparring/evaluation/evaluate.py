@@ -18,6 +18,7 @@ from sparring.attacks._model import answered, backward_of, held_still, keep_stil
 from sparring.attacks._norms import COUNTED, NORMED, Norm, distances_of, inside, slack
 from sparring.attacks._problem import Backward, bounds_of, check_hooks
 from sparring.attacks._result import GradientMaskingWarning
+from sparring.attacks.straight_through import Differentiable
 from sparring.evaluation.masking import Outputs, evidence, last_resort
 from sparring.evaluation.plan import Entry, Key, Plan, Sizes, make_plans
 from sparring.evaluation.result import AttackRow, Evaluation, Examples
@@ -72,7 +73,8 @@ def evaluate(
         has parameters for, out of `eps`, `norm`, `bounds`, `generator`, `early_stop` and `return_result`, and its
         options. An attack with no eps among its options runs under every threat model that it can work in.
         None: :data:`sparring.evaluation.BATTERIES` for each of them, and, where the figures show signs of masked
-        gradients, `square` on what is left, in a row that is marked as added.
+        gradients, what gets around that on what is left, in rows that are marked as added: APGD with the gradient of
+        :class:`sparring.attacks.Differentiable`, for a random model with the mean of ten draws, and `square`.
     norm, eps
         The threat model: inf, 2, 1, 0 ("Linf", "L2", "L1", "L0"; None: inf) or "pixels", and the radius, a number or a
         tensor (N,) with one per example. In "L0" eps is how many entries may differ, in "pixels" how many positions,
@@ -171,9 +173,12 @@ def evaluate(
             rows.append(row)
             if on_row is not None:
                 on_row(row)
-            if attacks is None and plan.key not in [other.key for other in plans[number + 1 :]]:
+            last = plan.key not in [other.key for other in plans[number + 1 :]]
+            if attacks is None and last and not plan.added:
                 ran = [row for row in rows if row.error is None]
-                plans[number + 1 : number + 1] = last_resort(plan, ran, outputs)
+                if evidence(ran, outputs):
+                    through = None if stand_in is not None else _seen_through(judge, x[first], y[first])
+                    plans[number + 1 : number + 1] = last_resort(plan, outputs, through)
         if on_progress is not None:
             on_progress(Progress(len(plans), len(plans), "done"))
     found = evidence([row for row in rows if row.error is None], outputs)
@@ -327,6 +332,16 @@ def _hidden(lowered: Lowered, stand_in: nn.Module | None, x: Tensor, y: Tensor, 
         )
     steepest = input_grad(lowered, x, y, "margin").grad.flatten(1).abs().amax(1)
     return ~(steepest.isfinite() & (steepest > 0))
+
+
+def _seen_through(model: nn.Module, x: Tensor, y: Tensor) -> nn.Module | None:
+    """The model seen through, if it has gradients there."""
+    through = Differentiable(model)
+    try:
+        grad = input_grad(through, x, y, "margin").grad
+    except Exception:  # of the user's model, for which there is no other way to say whether it can be
+        return None
+    return through if bool(grad.isfinite().all()) and bool(grad.any()) else None
 
 
 def _in_a_line(error: Exception) -> str:

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparring._text import percent
-from sparring.evaluation.plan import NAMES, Plan, added
+from sparring.attacks._norms import NORMED
+from sparring.evaluation.plan import Plan, added
 from sparring.evaluation.result import AttackRow
 
 BAD_GRADIENTS = 0.1  # of the examples that an attack did not fool
 ROUNDING = 1e-3  # of the largest logit: two predictions may differ so much on processors that sum in any order
 DISAGREEMENT = 0.1  # of all examples, that attacks fool together and the best of them alone does not
-SQUARE_NORMS = NAMES["square"].norms
+EOT = 10  # draws for each gradient of a random model
+AGAIN = ("apgd-ce", "apgd-t")  # what runs with other gradients where those of the model look masked
+AGAIN_RANDOM = ("apgd-ce", "apgd-margin")  # of so many draws each
 CONCLUSION = "gradients are likely masked, and the model less robust than it looks: "
 
 
@@ -37,6 +40,15 @@ class Outputs(NamedTuple):
     eot: int = 1
     hidden: Tensor | None = None
 
+    @property
+    def random(self) -> bool:
+        """Whether the answers to the same question differ by more than rounding."""
+        return not self.change <= ROUNDING * float(self.logits.abs().max())
+
+    @property
+    def change(self) -> float:
+        return float((self.logits - self.again).abs().max())
+
 
 def evidence(rows: Sequence[AttackRow], outputs: Outputs) -> list[str]:
     """What speaks against the figures."""
@@ -50,20 +62,29 @@ def evidence(rows: Sequence[AttackRow], outputs: Outputs) -> list[str]:
     return found
 
 
-def last_resort(plan: Plan, rows: Sequence[AttackRow], outputs: Outputs) -> list[Plan]:
-    """What to run after the last `plan` of a threat model: `square` with all its queries, where there are signs."""
-    if plan.added or plan.norm not in SQUARE_NORMS:
+def last_resort(plan: Plan, outputs: Outputs, through: nn.Module | None) -> list[Plan]:
+    """What else to run after the last `plan` of a threat model, where there are signs.
+
+    APGD with the gradient of `through`, the model seen through, if there is one, and of a random model with the mean of
+    several draws, if attacks took none; then `square` with all its queries.
+    """
+    if plan.norm not in NORMED:
         return []
-    return [added("square", plan)] if evidence(rows, outputs) else []
+    options: dict[str, Any] = {} if through is None else {"backward": through}
+    names = AGAIN
+    if outputs.random and outputs.eot == 1:
+        options["eot"], names = EOT, AGAIN_RANDOM
+    classes = outputs.logits.shape[1]
+    found = [added(name, plan, options, classes) for name in names] if options else []
+    return [*found, added("square", plan, {}, classes)]
 
 
 def _of_outputs(outputs: Outputs) -> Iterator[str]:
-    logits, again, eot, _ = outputs
-    change = float((logits - again).abs().max())
-    if not change <= ROUNDING * float(logits.abs().max()):
+    logits, eot = outputs.logits, outputs.eot
+    if outputs.random:
         yield (
-            f"two predictions of the same images differ (logits by up to {change:.3g}): the model is random, and an "
-            "attack on a random model needs the mean of many gradients"
+            f"two predictions of the same images differ (logits by up to {outputs.change:.3g}): the model is random, "
+            "and an attack on a random model needs the mean of many gradients"
             + (f" (here {eot} draws: eot)" if eot > 1 else " (eot=)")
             + "; these figures overestimate its robustness"
         )

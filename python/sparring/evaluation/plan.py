@@ -161,11 +161,17 @@ def make_plans(
     return _with_own_names(_told_apart(sorted(plans, key=lambda plan: order.index(plan.key))))
 
 
-def added(name: str, beside: Plan) -> Plan:
+def added(name: str, beside: Plan, options: Mapping[str, Any], outputs: int) -> Plan:
     """A known attack under the threat model of another plan, on what the attacks before it leave."""
-    (plan,) = _plans(name, [(beside.norm, beside.eps)], beside.norm, 0)
+    attack, fitted = _taken_apart(_for_few_classes(name, outputs))
+    more = f"{attack} ({' and '.join(WITH[option] for option in options)})" if options else attack
+    entry = {"attack": attack, "name": more, **fitted, **options}
+    (plan,) = _plans(entry, [(beside.norm, beside.eps)], beside.norm, 0)
     return replace(plan, shown=beside.shown, added=True)
 
+
+WITH = {"backward": "seen through", "eot": "mean of draws"}
+"""Of an added attack, what its options mean."""
 
 Key = tuple[str, float | tuple[float, ...]]
 
