@@ -122,6 +122,67 @@ def bundle(theme: Theme, xs: np.ndarray, ys: np.ndarray, *, x: str, y: str, leve
     return figure
 
 
+def band(
+    theme: Theme,
+    xs: Sequence[float],
+    below: tuple[str, Sequence[float]],
+    above: tuple[str, Sequence[float]],
+    *,
+    x: str,
+    level: tuple[str, float] | None = None,
+    dots: tuple[str, Series] | None = None,
+) -> Figure:
+    """Two named curves of shares with what lies between them, over a logarithmic axis; `dots` are named points."""
+    figure, axes = _axes(theme, 2.05, top=_legend_height(2 + (level is not None) + (dots is not None), columns=2))
+    axes.fill_between(xs, below[1], above[1], color=theme.series[0], alpha=0.16, lw=0, zorder=2)
+    for (label, ys), colour in zip((below, above), (theme.series[2], theme.series[0]), strict=True):
+        axes.plot(xs, ys, color=colour, label=label, lw=2, zorder=3)
+    if level is not None:
+        axes.axhline(level[1], color=theme.faint, lw=1, ls=(0, (4, 3)), label=level[0], zorder=2)
+    if dots is not None:
+        axes.plot(*dots[1], color=theme.series[1], label=dots[0], ls="", marker="o", ms=6, clip_on=False, zorder=4)
+    axes.set_ylim(0, 1)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    axes.set_xscale("log")
+    axes.set_xlim(xs[0], xs[-1])
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.minorticks_off()
+    axes.set_xlabel(x)
+    _legend(theme, axes, columns=2)
+    return figure
+
+
+def spans(theme: Theme, low: np.ndarray, high: np.ndarray, *, names: tuple[str, str], x: str, y: str) -> Figure:
+    """From `low` to `high` (N,), a line each, in ascending order of `high`, over a logarithmic axis.
+
+    A low end of 0 begins at the foot of the figure, a high end of inf goes to its top.
+    """
+    order = np.lexsort((low, high))
+    low, high = low[order], high[order]
+    known = np.concatenate([low[(low > 0) & np.isfinite(low)], high[(high > 0) & np.isfinite(high)]])
+    foot, top = (known.min() / 2, known.max() * 2) if len(known) else (0.1, 1.0)
+    places = np.arange(1, len(low) + 1)
+    figure, axes = _axes(theme, 2.05, top=_legend_height(2))
+    width = max(0.6, min(5.0, 180 / max(1, len(low))))
+    axes.vlines(
+        places, np.clip(low, foot, top), np.clip(high, foot, top), color=theme.series[0], alpha=0.3, lw=width, zorder=2
+    )
+    for ends, label, colour in ((low, names[0], theme.series[2]), (high, names[1], theme.series[0])):
+        shown = (ends > 0) & np.isfinite(ends)
+        size = max(1.5, min(4.0, 200 / max(1, len(low))))
+        if shown.any():
+            axes.plot(places[shown], ends[shown], color=colour, label=label, ls="", marker="o", ms=size, zorder=3)
+    axes.set_yscale("log")
+    axes.set_ylim(foot, top)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.minorticks_off()
+    axes.set_xlim(0, len(low) + 1)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    _legend(theme, axes)
+    return figure
+
+
 def signed(theme: Theme, values: np.ndarray, largest: float) -> np.ndarray:
     """Values (H, W) as an image (H, W, 3): paper where 0, the first series' colour where `largest`, the second where
     -`largest`."""
@@ -299,15 +360,15 @@ def _axes(theme: Theme, inside: float, *, top: float, right: float = RIGHT, left
     return figure, axes
 
 
-def _legend_height(entries: int) -> float:
-    return 0.12 + LEGEND_ROW * -(-entries // LEGEND_COLUMNS)
+def _legend_height(entries: int, columns: int = LEGEND_COLUMNS) -> float:
+    return 0.12 + LEGEND_ROW * -(-entries // columns)
 
 
-def _legend(theme: Theme, axes: Axes) -> None:
+def _legend(theme: Theme, axes: Axes, columns: int = LEGEND_COLUMNS) -> None:
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1.0),
-        ncols=LEGEND_COLUMNS,
+        ncols=columns,
         frameon=False,
         fontsize=8.5,
         labelcolor=theme.ink,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparring.analysis.bracket import Bracket, BracketWarning, Curve, bracket
+from sparring.analysis.bracket import Bracket, BracketWarning, Curve, bracket, brackets
 from sparring.analysis.members import Agreement, GradientCorrelation, agreement, gradient_correlation
 from sparring.analysis.perturbation import ALPHAS, Group, Perturbations, perturb
 from sparring.analysis.smoothness import Smoothness, smoothness
@@ -28,6 +28,7 @@ __all__ = [
     "accuracy_coverage",
     "agreement",
     "bracket",
+    "brackets",
     "gradient_correlation",
     "perturb",
     "smoothness",

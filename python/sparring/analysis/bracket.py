@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import math
@@ -31,6 +32,7 @@ from sparring.lipschitz.radius import check_report
 ORDERS = {"L2": 2.0, "L1": 1.0, "Linf": math.inf}
 SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Of the examples that are classified correctly: the quantiles in a table."""
+HEADS = tuple("median" if share == 0.5 else f"{100 * share:.0f} %" for share in SHARES)
 POINTS = 101  # of a curve
 
 
@@ -139,7 +141,7 @@ class Bracket:
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """The table's head and its lines, as text."""
-        head = [self.norm, *("median" if share == 0.5 else f"{100 * share:.0f} %" for share in SHARES)]
+        head = [self.norm, *HEADS]
         sides = {"certified radius": self.lower, "smallest perturbation found": self.upper, "gap": self.gap}
         return head, [[name, *map(_length, self._quantiles(side))] for name, side in sides.items()]
 
@@ -155,7 +157,8 @@ class Bracket:
         if not count:
             return f"{self.norm}: {size}"
         low, high = (_length(self._quantiles(side)[2]) for side in (self.lower, self.upper))
-        lines = [f"{self.norm}: median between {low} (proven) and {high} (found); {size}"]
+        between = f"at most {high} (found)" if self.reason else f"between {low} (proven) and {high} (found)"
+        lines = [f"{self.norm}: median {between}; {size}"]
         if missed := int((self.correct & ~self.success).sum()):
             lines.append(f"for {missed} of these no perturbation was found")
         if self.reason:
@@ -257,9 +260,7 @@ def bracket(
     BracketWarning
         If a perturbation was found within a certified radius. That is a bug in one of the two.
     """
-    name = norm_name(norm)
-    if name not in ORDERS:
-        raise ValueError(f"norm is {norm!r}; a bracket is of L2, L1 or Linf")
+    name = _name(norm)
     if steps is not None:
         counted(steps)
     if type(batch_size) is not int or batch_size < 1:
@@ -291,6 +292,36 @@ def bracket(
     return result
 
 
+def brackets(
+    model: nn.Module | Lowered,
+    x: Tensor,
+    y: Tensor,
+    norms: Sequence[Norm] = (math.inf, 2, 1),
+    *,
+    preprocessing: Mapping[str, Any] | nn.Module | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    **options: Any,
+) -> dict[str, Bracket]:
+    """:func:`bracket` in several norms, by their names; the network's bounds are made once."""
+    names = [*dict.fromkeys(map(_name, norms))]
+    module = module_of(model)
+    report = options.pop("report", None)
+    if report is None and isinstance(x, Tensor):
+        with contextlib.suppress(TypeError, ValueError, RuntimeError), held_still(module):  # `bracket` says why
+            report = layer_bounds(preprocessed(module, preprocessing, x).eval(), x.shape[1:])
+    found = {}
+    for i, name in enumerate(names):
+
+        def on_part(now: Progress, i: int = i) -> None:
+            if on_progress is not None:
+                on_progress(Progress(i + now.done, len(names), now.doing))
+
+        found[name] = bracket(
+            model, x, y, norm=name, preprocessing=preprocessing, report=report, on_progress=on_part, **options
+        )
+    return found
+
+
 def _certified(
     judge: nn.Module, x: Tensor, y: Tensor, norm: str, report: LipschitzReport | None, local: bool
 ) -> tuple[Tensor, str, str]:
@@ -309,6 +340,13 @@ def _certified(
     if norm == "Linf":
         nearby = rounding.below(nearby / root(x[0].numel())).clamp(min=0)
     return torch.maximum(radius, nearby), f"{report.method}, also in balls around each example", ""
+
+
+def _name(norm: Norm) -> str:
+    name = norm_name(norm)
+    if name not in ORDERS:
+        raise ValueError(f"norm is {norm!r}; a bracket is of L2, L1 or Linf")
+    return name
 
 
 def _length(value: float) -> str:

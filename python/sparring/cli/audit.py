@@ -20,6 +20,7 @@ from sparring.cli import _weights
 if TYPE_CHECKING:
     from torch import nn
 
+    from sparring.analysis import Bracket
     from sparring.evaluation import AttackRow, Evaluation
     from sparring.runs import Run
 
@@ -114,6 +115,15 @@ def audit(
             rich_help_panel=ATTACKS,
         ),
     ] = False,
+    bracket: Annotated[
+        bool,
+        typer.Option(
+            "--bracket/--no-bracket",
+            help="For each image also the certified radius and the smallest perturbation found, in Linf, L2 and L1 as "
+            "far as --norm names them. Takes about as long as the audit.",
+            rich_help_panel=ATTACKS,
+        ),
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.", rich_help_panel=ATTACKS)] = 250,
     name: Annotated[
         str | None, typer.Option(help="Name of the run; by default audit-<number>.", rich_help_panel=RUN)
@@ -139,6 +149,7 @@ def audit(
                 _discard_unfinished(runs_dir / name)
             check_new(runs_dir, name or "audit", numbered=name is None)
             threats = _threats(norm, eps, data)
+            sides = _sides(norm, threats) if bracket else []
             where = common.device(device)
             test = common.data_set(data, data_dir, "test").to(where)
             test = test if images in (0, len(test)) else test[: min(images, len(test))]
@@ -147,7 +158,7 @@ def audit(
             wanted = {
                 "attacks": attacks and [part.strip() for part in attacks.split(",")], "eps": threats,
                 "preprocessing": _preprocessing(preprocessing, test.input_shape[0]), "worst_case": worst_case,
-                "batch_size": batch_size, "seed": seed,
+                "batch_size": batch_size, "seed": seed, **({"bracket": sides} if sides else {}),
             }  # fmt: skip
             config = {
                 "command": common.command("audit", common.given(context)),
@@ -169,13 +180,14 @@ def audit(
                 printing.line(console, f"Run [bold]{printing.data(run.path)}[/bold]: {images_of}")
             with ending.users_errors():
                 found = _evaluate(network, test.images, test.labels, wanted, console, output)
+                brackets = _brackets(network, test.images, test.labels, wanted, found, console)
             try:
-                results.save(run, found, test.images)
+                results.save(run, found, test.images, brackets)
             except OSError as error:
                 raise OSError(f"the results cannot be written: {printing.reason(error)}") from error
             finally:
                 with output:
-                    _print(found, console)
+                    _print(found, brackets, console)
         with ending.drawing(run.path, console):
             page = _written(run)
     with output:
@@ -255,6 +267,35 @@ def _evaluate(
         )  # fmt: skip
 
 
+def _brackets(
+    network: nn.Module, x: Any, y: Any, wanted: dict[str, Any], found: Evaluation, console: Console
+) -> dict[str, Bracket]:
+    import warnings
+
+    from sparring.analysis import brackets
+    from sparring.report.bracket import completed
+
+    if not wanted.get("bracket"):
+        return {}
+    with common.progress_bar(console) as bar, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of masked gradients, as above; contradictions are printed and in the report
+        sides = brackets(
+            network, x, y, wanted["bracket"], preprocessing=wanted["preprocessing"], batch_size=wanted["batch_size"],
+            on_progress=bar,
+        )  # fmt: skip
+        return completed(sides, found)
+
+
+def _sides(norm: str, threats: dict[str, list[float]]) -> list[str]:
+    """The norms of brackets."""
+    from sparring.analysis.bracket import ORDERS
+
+    norms = [name for name in threats if name in ORDERS]
+    if not norms:
+        raise ValueError(f"--bracket: there are brackets in {', '.join(ORDERS)}, but --norm is {norm}")
+    return norms
+
+
 def _written(run: Run) -> Path:
     from sparring import report
 
@@ -316,12 +357,17 @@ def _print_row(row: AttackRow, console: Console) -> None:
         printing.line(console, printing.data(line))
 
 
-def _print(found: Evaluation, console: Console) -> None:
-    """The table and the verdict."""
+def _print(found: Evaluation, brackets: dict[str, Bracket], console: Console) -> None:
+    """The table, both sides of each norm if they are there, and the verdict."""
     head, lines = found.cells()
     console.print()
     worst = [i for i, line in enumerate(lines) if line[0] == "worst case"]
     printing.table(console, head, lines, left=3, strong=worst)
+    for bracket in brackets.values():
+        console.print()
+        printing.table(console, *bracket.cells(), left=1)
+        for text in bracket.verdict.splitlines():
+            printing.line(console, printing.data(text))
     for warning in found.warnings:
         printing.line(console, f"\n[bold dark_orange]Warning:[/] {printing.data(warning)}")
     printing.line(console, f"\n[bold]{printing.data(found.verdict)}[/]")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ import torch
 from sparring import _files, figures
 from sparring._text import number, percent, plural
 from sparring.figures import Series, Theme
+from sparring.report import bracket
 from sparring.report.page import Picture, Section, Summary, Table, Tile, as_picture, load
 from sparring.runs import Run, RunError, content
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
+    from sparring.analysis import Bracket
     from sparring.evaluation import Evaluation
 
 RESULTS = "results.json"
@@ -41,8 +43,11 @@ MEANING = {
 }
 
 
-def save(run: Run, evaluation: Evaluation, x: Tensor) -> None:
-    """Write what an evaluation of `x` found: results.json, and examples.safetensors with everything per example."""
+def save(run: Run, evaluation: Evaluation, x: Tensor, brackets: Mapping[str, Bracket] | None = None) -> None:
+    """Write what an evaluation of `x` found: results.json, and examples.safetensors with everything per example.
+
+    So too both sides of brackets of the same examples, if there are any.
+    """
     tensors = {"labels": evaluation.labels, "predictions": evaluation.predictions, "robust": evaluation.robust}
     shown = [row.examples.index for row in evaluation.rows]
     originals = torch.tensor(sorted({int(i) for index in shown for i in index}), dtype=torch.int64)
@@ -54,7 +59,8 @@ def save(run: Run, evaluation: Evaluation, x: Tensor) -> None:
             "examples/images": row.examples.images, "examples/predictions": row.examples.predictions,
         } | {f"distance/{norm}": distance for norm, distance in row.distances.items()}  # fmt: skip
         tensors |= {f"{i}/{name}": tensor for name, tensor in found.items() if tensor is not None}
-    numbers = json.dumps(evaluation.to_dict(), indent=1) + "\n"
+    tensors |= bracket.tensors(brackets or {})
+    numbers = json.dumps(bracket.added(evaluation.to_dict(), brackets or {}), indent=1) + "\n"
     # Both or none, whenever the process ends: that there are results means that there are examples.
     _files.write_all({run.path / "examples.safetensors": _files.packed(tensors), run.path / RESULTS: numbers})
 
@@ -166,7 +172,7 @@ class _Story:
 
     def sections(self) -> list[Section]:
         """The parts, in order; those without data are left out."""
-        parts = [self._overview(), self._sizes(), self._classes(), self._images(), self._progress()]
+        parts = [self._overview(), self._sizes(), self._bracket(), self._classes(), self._images(), self._progress()]
         return [part for part in parts if part.pictures or part.table]
 
     def _of(self, case: dict[str, Any]) -> list[dict[str, Any]]:
@@ -242,6 +248,9 @@ class _Story:
                 )
         text = "A larger eps allows all that a smaller one does: where the curve rises, the attacks have failed."
         return Section("", "How it falls with eps", text, pictures)
+
+    def _bracket(self) -> Section:
+        return bracket.section(self.found, self.tensors)
 
     def _classes(self) -> Section:
         pictures = []
