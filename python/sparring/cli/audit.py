@@ -90,8 +90,8 @@ def audit(
         str | None,
         typer.Option(
             metavar="LIST",
-            help="noise, fgsm, fgm, pgd, slide, apgd-ce, apgd-dlr, apgd-t, ..., separated by commas. "
-            "[dim]default: a battery for each norm[/dim]",
+            help="apgd-ce, apgd-t, minimal, square, ..., separated by commas. "
+            "[dim]default: the standard audit of each norm[/dim]",
             rich_help_panel=ATTACKS,
         ),
     ] = None,
@@ -111,9 +111,12 @@ def audit(
         bool,
         typer.Option(
             "--worst-case",
-            help="Attack only what the attacks before have left: faster, the same worst case.",
+            help="With --attacks: attack only what the attacks before have left, as the standard audit does.",
             rich_help_panel=ATTACKS,
         ),
+    ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Run every attack on all images.", rich_help_panel=ATTACKS)
     ] = False,
     bracket: Annotated[
         bool,
@@ -157,7 +160,8 @@ def audit(
             torch.set_num_threads(threads or torch.get_num_threads())
             wanted = {
                 "attacks": attacks and [part.strip() for part in attacks.split(",")], "eps": threats,
-                "preprocessing": _preprocessing(preprocessing, test.input_shape[0]), "worst_case": worst_case,
+                "preprocessing": _preprocessing(preprocessing, test.input_shape[0]), "worst_case": worst_case or None,
+                "full": full,
                 "batch_size": batch_size, "seed": seed, **({"bracket": sides} if sides else {}),
             }  # fmt: skip
             config = {
@@ -262,7 +266,7 @@ def _evaluate(
         warnings.simplefilter("ignore", GradientMaskingWarning)  # they are printed below the table
         return evaluate(
             network, x, y, wanted["attacks"], eps=wanted["eps"], preprocessing=wanted["preprocessing"],
-            worst_case=wanted["worst_case"], batch_size=wanted["batch_size"], seed=wanted["seed"], keep=KEPT,
+            worst_case=wanted["worst_case"], full=wanted["full"], batch_size=wanted["batch_size"], seed=wanted["seed"], keep=KEPT,
             on_progress=bar, on_row=on_row,
         )  # fmt: skip
 
