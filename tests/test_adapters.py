@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -236,10 +237,7 @@ def test_autoattack(norm: str, network: nn.Module, images: Tensor, labels: Tenso
         assert torch.equal(network(adv).argmax(1), classes)
     order = {"Linf": math.inf, "L2": 2, "L1": 1}[norm]
     assert (torch.linalg.vector_norm((adv - images).double().flatten(1), order, dim=1) <= eps).all()
-    ours = attacks.apgd(
-        network, images[1:], wrong[1:], eps=eps, norm=norm, steps=15, restarts=2, schedule=((1.0, 1.0),),
-        return_result=True,
-    )  # fmt: skip
+    ours = attacks.apgd(network, images[1:], wrong[1:], eps=eps, norm=norm, steps=15, restarts=2, return_result=True)
     assert isinstance(ours, attacks.AttackResult)
     fooled = (classes != wrong)[1:]
     assert fooled.sum() >= ours.success.sum() > 0
@@ -250,6 +248,159 @@ def test_autoattack(norm: str, network: nn.Module, images: Tensor, labels: Tenso
     each = adversary.run_standard_evaluation_individual(images, wrong)
     assert each.keys() == {"apgd-ce", "apgd-t"}
     assert adversary.clean_accuracy(images, wrong) == 15 / 16
+
+
+VERSIONS = {
+    "standard": ["apgd-ce", "apgd-t", "fab-t", "square"],
+    "plus": ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"],
+    "rand": ["apgd-ce", "apgd-dlr"],
+}
+
+
+def quick(adversary: autoattack.AutoAttack) -> autoattack.AutoAttack:
+    """With few steps and queries; what the version sets stays."""
+    adversary.apgd.n_iter = adversary.apgd_targeted.n_iter = adversary.fab.n_iter = 8
+    adversary.square.n_queries = 30
+    return adversary
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_autoattack_versions(version: str, norm: str, network: nn.Module) -> None:
+    adversary = autoattack.AutoAttack(network, norm=norm, version=version, verbose=False)
+    assert adversary.attacks_to_run == VERSIONS[version]
+    assert adversary.version == version
+    in_l1 = version == "standard" and norm == "L1"
+    assert adversary.apgd.n_restarts == (5 if in_l1 or version == "plus" else 1)
+    assert adversary.apgd.eot_iter == (20 if version == "rand" else 1)
+    assert adversary.apgd.n_iter == adversary.apgd_targeted.n_iter == adversary.fab.n_iter == 100
+    if version != "rand":
+        assert adversary.apgd_targeted.n_target_classes == (5 if in_l1 else 9)
+        assert adversary.apgd_targeted.n_restarts == 1
+        assert adversary.fab.n_restarts == (5 if version == "plus" else 1)
+        assert adversary.fab.n_target_classes == 9
+        assert adversary.square.n_queries == 5000
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_autoattack_standard_leaves_no_more_than_any_of_its_attacks(
+    norm: str, network: nn.Module, images: Tensor, labels: Tensor
+) -> None:
+    eps = {"Linf": 0.02, "L2": 0.12, "L1": 0.6}[norm]
+    for version in ("standard", "plus"):
+        adversary = quick(autoattack.AutoAttack(network, norm=norm, eps=eps, version=version, verbose=False))
+        adv, classes = adversary.run_standard_evaluation(images, labels, bs=9, return_labels=True)
+        left = classes == labels
+        assert 0 < left.sum() < 16
+        order = {"Linf": math.inf, "L2": 2, "L1": 1}[norm]
+        assert (torch.linalg.vector_norm((adv - images).double().flatten(1), order, dim=1) <= eps).all()
+        assert torch.equal(adv[left], images[left])
+        each = adversary.run_standard_evaluation_individual(images, labels, return_labels=True)
+        assert [*each] == adversary.attacks_to_run == VERSIONS[version]
+        for _, alone in each.values():
+            assert (left <= (alone == labels)).all()  # image for image
+
+
+def test_autoattack_passes_settings_on(
+    network: nn.Module, images: Tensor, labels: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, list[dict[str, Any]]] = {"apgd": [], "fab": [], "square": []}
+
+    def nothing_found(name: str) -> Any:
+        def attack(model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> Any:
+            asked[name].append(options)
+            if not options.get("return_result"):
+                return x
+            zero = torch.zeros(len(x), dtype=torch.float64)
+            return attacks.AttackResult(x, zero.bool(), zero, zero, zero.long(), zero.bool())
+
+        return attack
+
+    for name in asked:
+        monkeypatch.setattr(attacks, name, nothing_found(name))
+    adversary = autoattack.AutoAttack(network, norm="L1", eps=3, version="plus", seed=5, verbose=False)
+    adversary.apgd.n_restarts, adversary.apgd.n_iter, adversary.apgd.eot_iter, adversary.apgd.rho = 2, 11, 3, 0.5
+    adversary.apgd_targeted.n_target_classes, adversary.apgd_targeted.use_largereps = 2, True
+    adversary.fab.n_restarts, adversary.fab.n_iter, adversary.fab.n_target_classes = 4, 12, 7
+    adversary.square.n_queries, adversary.square.n_restarts = 13, 2
+    adversary.square.p_init, adversary.square.loss = 0.3, "ce"
+    adv = adversary.run_standard_evaluation(images, labels, bs=7)
+    assert torch.equal(adv, images)  # type: ignore[arg-type]
+    ce, dlr, targeted = asked["apgd"]
+    for options in (ce, dlr):
+        assert [options[key] for key in ("restarts", "steps", "eot", "rho")] == [2, 11, 3, 0.5]
+        assert options["target_classes"] is None
+        assert options["schedule"] == "auto"  # from outside in, in L1
+    assert [ce["loss"], dlr["loss"], targeted["loss"]] == ["ce", "dlr", "dlr"]
+    assert [targeted[key] for key in ("target_classes", "restarts", "steps", "eot")] == [2, 1, 100, 1]
+    assert targeted["schedule"] == attacks.LARGE_EPS
+    first, aimed, fab_t = asked["fab"]
+    assert [options["target_classes"] for options in (first, aimed, fab_t)] == [None, 3, 7]
+    assert {options["steps"] for options in asked["fab"]} == {12}
+    (square,) = asked["square"]
+    assert [square[key] for key in ("queries", "restarts", "p_init", "loss")] == [13, 2, 0.3, "ce"]
+    for options in (ce, targeted, first, square):
+        assert options["norm"] == "L1"
+        assert options["batch_size"] == 7
+    assert ce["eps"] == square["eps"] == 3
+    assert ce["generator"].initial_seed() == square["generator"].initial_seed() == 5
+    adversary.apgd.use_largereps = False
+    adversary.apgd_targeted.n_target_classes = 9
+    adversary.run_standard_evaluation(images, labels)
+    assert asked["apgd"][3]["schedule"] is None
+    assert asked["apgd"][5]["target_classes"] == 5  # of six classes
+
+
+def test_autoattack_rand_averages_over_a_random_model(network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    class Noisy(nn.Module):
+        asked = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network
+
+        def forward(self, x: Tensor) -> Tensor:
+            Noisy.asked += len(x)
+            out: Tensor = self.inner(x + 0.05 * torch.randn_like(x))
+            return out
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        adversary = autoattack.AutoAttack(Noisy(), eps=0.1, version="rand", verbose=False)
+        adversary.apgd.n_iter, adversary.apgd.eot_iter = 4, 6
+        adversary.attacks_to_run = ["apgd-ce"]
+        adv, classes = adversary.run_standard_evaluation(images, labels, return_labels=True)
+    assert Noisy.asked >= 6 * (classes == labels).sum() * 4
+    assert (classes != labels).any()
+    assert ((adv != images).flatten(1).any(1) <= (classes != labels)).all()  # what counts is the draw that is returned
+
+
+def test_autoattack_errors(network: nn.Module, images: Tensor, labels: Tensor, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"version must be one of 'standard', 'plus', 'rand', or 'custom'.*'best'"):
+        autoattack.AutoAttack(network, version="best")
+    with pytest.raises(ValueError, match="attacks_to_run needs version='custom'"):
+        autoattack.AutoAttack(network, attacks_to_run=["square"])
+    with pytest.raises(ValueError, match="norm is 'L0', but this attack works in Linf, L2, L1"):
+        autoattack.AutoAttack(network, norm="L0")
+    with pytest.raises(ValueError, match="attacks_to_run must be a choice of apgd-ce, apgd-dlr, fab, square, apgd-t"):
+        autoattack.AutoAttack(network, version="custom", attacks_to_run=["fgsm"]).run_standard_evaluation(
+            images, labels
+        )
+    adversary = autoattack.AutoAttack(network, verbose=False)
+    with pytest.raises(AttributeError, match="Square has no setting 'n_iter' here; it has n_queries"):
+        adversary.square.n_iter = 3  # type: ignore[attr-defined]
+    adversary.fab.n_restarts = 0
+    adversary.attacks_to_run = ["fab"]
+    with pytest.raises(ValueError, match="n_restarts must be an integer of at least 1"):
+        adversary.run_standard_evaluation(images, labels)
+    three = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
+    log = tmp_path / "log.txt"
+    few = autoattack.AutoAttack(three, eps=0.01, log_path=log, verbose=False)
+    with pytest.raises(ValueError, match="apgd-t needs 4 classes at least, and the model has 3: pass version='custom'"):
+        few.run_standard_evaluation(images, labels % 3)
+    few.version, few.attacks_to_run = "custom", ["apgd-ce", "apgd-dlr", "fab-t"]
+    quick(few).run_standard_evaluation(images, labels % 3)
+    assert "using custom version including apgd-ce, apgd-dlr, fab-t" in log.read_text()
 
 
 # --- What does not map ----------------------------------------------------------------------------------------------
@@ -266,12 +417,6 @@ def test_what_is_missing_is_named(module: str, name: str) -> None:
 
 def test_what_differs_is_refused(network: nn.Module, images: Tensor, labels: Tensor) -> None:
     fmodel = foolbox.PyTorchModel(network, bounds=(0, 1))
-    with pytest.raises(ValueError, match=r"version='standard' has no counterpart.*FAB.*'custom'"):
-        autoattack.AutoAttack(network, norm="L1", eps=12)
-    with pytest.raises(ValueError, match="attacks_to_run must be a choice of apgd-ce, apgd-dlr, apgd-t"):
-        autoattack.AutoAttack(network, version="custom", attacks_to_run=["square"]).run_standard_evaluation(
-            images, labels
-        )
     with pytest.raises(ValueError, match="eot_iter=3"):
         torchattacks.APGD(network, eot_iter=3)
     with pytest.raises(ValueError, match="APGD cannot be targeted"):
