@@ -39,6 +39,21 @@ def labels(network: nn.Module, images: Tensor) -> Tensor:
         return network(images).argmax(1)
 
 
+def quick(adversary: autoattack.AutoAttack) -> autoattack.AutoAttack:
+    """With few steps and queries; what the version sets stays."""
+    adversary.apgd.n_iter = adversary.apgd_targeted.n_iter = adversary.fab.n_iter = 8
+    adversary.square.n_queries = 30
+    return adversary
+
+
+def quick_version(set_version: Any) -> Any:
+    def chosen(adversary: autoattack.AutoAttack, version: str) -> None:
+        set_version(adversary, version)
+        quick(adversary)
+
+    return chosen
+
+
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
@@ -64,6 +79,17 @@ EQUIVALENTS: dict[str, tuple[Any, dict[str, Any], Any, dict[str, Any]]] = {
     "APGDT": (
         torchattacks.APGDT, {"eps": 0.05, "n_classes": 6},
         attacks.apgd, {"eps": 0.05, "steps": 10, "loss": "dlr", "target_classes": 5},
+    ),
+    "APGD, averaged": (torchattacks.APGD, {"eot_iter": 3}, attacks.apgd, {"eps": EPS, "steps": 10, "eot": 3}),
+    "APGD in L1": (torchattacks.APGD, {"norm": "L1", "eps": 2.0}, attacks.apgd, {"norm": 1, "eps": 2.0, "steps": 10}),
+    "EOTPGD": (torchattacks.EOTPGD, {}, attacks.pgd, {"eps": EPS, "step_size": 0.25, "steps": 10, "eot": 2}),
+    "Square": (
+        torchattacks.Square, {"n_queries": 40, "eps": 0.1, "n_restarts": 2, "p_init": 0.5, "loss": "ce"},
+        attacks.square, {"queries": 40, "eps": 0.1, "restarts": 2, "p_init": 0.5, "loss": "ce"},
+    ),
+    "Square in L2": (
+        torchattacks.Square, {"n_queries": 40, "norm": "L2", "eps": 0.5},
+        attacks.square, {"queries": 40, "norm": 2, "eps": 0.5},
     ),
     "OnePixel": (
         torchattacks.OnePixel, {"popsize": 20, "steps": 4}, attacks.differential_evolution,
@@ -134,6 +160,65 @@ def test_torchattacks_eps_zero_changes_nothing(network: nn.Module, images: Tenso
     assert torch.equal(torchattacks.PGD(network, eps=0)(images, labels), images)
 
 
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_torchattacks_fab_keeps_to_eps(norm: str, network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    eps = {"Linf": 0.015, "L2": 0.1, "L1": 0.5}[norm]
+    fooled = {}
+    for n_restarts in (1, 6):
+        adv = torchattacks.FAB(network, norm=norm, eps=eps, n_restarts=n_restarts)(images, labels)
+        nearest = attacks.fab(network, images, labels, norm=norm, steps=10, return_result=True)
+        assert isinstance(nearest, attacks.AttackResult)
+        near = nearest.distance <= eps
+        assert 0 < near.sum() < 16
+        assert torch.equal(adv[near], nearest.adv[near])
+        moved = (adv != images).flatten(1).any(1)
+        with torch.no_grad():
+            assert torch.equal(network(adv).argmax(1) != labels, moved)
+        assert n_restarts > 1 or torch.equal(moved, near)
+        assert (near <= moved).all()
+        fooled[n_restarts] = moved
+    every = torchattacks.FAB(network, norm=norm, eps=eps, multi_targeted=True, n_classes=6)(images, labels)
+    assert torch.equal((every != images).flatten(1).any(1) | near, fooled[6])  # the same five classes aimed at
+    defaults = {"Linf": 0.3, "L2": 1.0, "L1": 5.0}
+    assert torchattacks.FAB(network, norm=norm, eps=None).eps == defaults[norm]
+
+
+def test_torchattacks_fab_and_square_reach_targets(network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    targets = (labels + 1) % 6
+    for atk in (
+        torchattacks.FAB(network, norm="L2", eps=5.0, steps=20),
+        torchattacks.Square(network, norm="Linf", eps=0.3, n_queries=200),
+    ):
+        atk.set_mode_targeted_by_label()
+        with torch.no_grad():
+            assert (network(atk(images, targets)).argmax(1) == targets).double().mean() > 0.8
+
+
+@pytest.mark.parametrize("version", ["standard", "plus", "rand"])
+def test_torchattacks_autoattack(
+    version: str, network: nn.Module, images: Tensor, labels: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = autoattack.AutoAttack(network, "L2", 0.1, version=version, verbose=False)
+    monkeypatch.setattr(autoattack.AutoAttack, "set_version", quick_version(autoattack.AutoAttack.set_version))
+    atk = torchattacks.AutoAttack(network, norm="L2", eps=0.1, version=version, n_classes=6)
+    assert atk._ensemble(network).attacks_to_run == ours.attacks_to_run
+    assert atk._ensemble(network).apgd_targeted.n_target_classes == 5
+    adv = atk(images, labels)
+    expected = autoattack.AutoAttack(network, "L2", 0.1, version=version, verbose=False).run_standard_evaluation(
+        images, labels
+    )
+    torch.testing.assert_close(adv, expected, rtol=0, atol=1e-7)
+    mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in (MEAN, STD))
+    with torch.no_grad():
+        classes = network((images - mean) / std).argmax(1)
+    atk.set_normalization_used(mean=MEAN, std=STD)
+    adv = atk((images - mean) / std, classes) * std + mean
+    moved = (adv - images).flatten(1).norm(dim=1)
+    assert 0.01 < moved.max() <= 0.1 + 1e-5
+    with torch.no_grad():
+        assert (network((adv - mean) / std).argmax(1) != classes)[moved > 0.01].all()
+
+
 # --- Foolbox --------------------------------------------------------------------------------------------------------
 
 FOOLBOX: dict[str, tuple[Any, Any, dict[str, Any]]] = {
@@ -186,6 +271,58 @@ def test_foolbox_with_several_epsilons_and_targets(network: nn.Module, images: T
     assert foolbox.accuracy(fmodel, images, labels) == 1
     untargeted = foolbox.FGSM()(fmodel, images, foolbox.Misclassification(labels), epsilons=0.1)
     assert torch.equal(untargeted[0], attacks.fgsm(network, images, labels, eps=0.1))
+
+
+MINIMAL: dict[str, tuple[Any, Any, dict[str, Any], list[float]]] = {
+    "DDN": (foolbox.attacks.DDNAttack(steps=30), attacks.ddn, {"norm": 2, "steps": 30}, [0.05, 0.1]),
+    "FMN in L2": (foolbox.L2FMNAttack(), attacks.ddn, {"norm": 2, "steps": 100}, [0.05, 0.1]),
+    "FMN in L1": (foolbox.L1FMNAttack(steps=30), attacks.ddn, {"norm": 1, "steps": 30}, [0.2, 0.5]),
+    "FMN in Linf": (foolbox.LInfFMNAttack(steps=30), attacks.ddn, {"norm": "Linf", "steps": 30}, [0.01, 0.02]),
+    "FMN in L0": (foolbox.L0FMNAttack(steps=30), attacks.sigma_zero, {"norm": 0, "steps": 30}, [0, 1]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MINIMAL)
+def test_foolbox_smallest_perturbations(name: str, network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    theirs, ours, options, sizes = MINIMAL[name]
+    preprocessing = {"mean": MEAN, "std": STD}
+    fmodel = foolbox.PyTorchModel(network, bounds=(0, 1), preprocessing={**preprocessing, "axis": -3})
+    labels = fmodel(images).argmax(1)
+    labels[0] = (labels[0] + 1) % 6  # wrong as it is
+    expected = ours(network, images, labels, preprocessing=preprocessing, return_result=True, **options)
+    raw, clipped, is_adv = theirs(fmodel, images, labels, epsilons=None)
+    assert torch.equal(raw, expected.adv)
+    assert torch.equal(clipped, expected.adv)
+    assert torch.equal(is_adv, expected.success)
+    assert torch.equal(raw[0], images[0])
+    raws, clips, is_adv = theirs.repeat(2)(fmodel, images, labels, epsilons=[sizes[0], None, sizes[1]])
+    assert [type(raws), type(clips), is_adv.shape] == [list, list, (3, 16)]
+    assert all(torch.equal(raw, expected.adv) for raw in raws)
+    assert torch.equal(clips[1], expected.adv)
+    order = float({"Linf": math.inf}.get(options["norm"], options["norm"]))
+    for clip, fools, size in zip(clips[::2], is_adv[::2], sizes, strict=True):
+        away = torch.linalg.vector_norm((clip.double() - images.double()).flatten(1), order, dim=1)
+        assert (away <= size).all()
+        assert ((clip >= 0) & (clip <= 1)).all()
+        near = expected.distance <= size
+        assert 0 < near.sum() < 16
+        assert torch.equal(clip[near], expected.adv[near])
+        assert torch.equal(fools, fmodel(clip).argmax(1) != labels)
+        assert (near & expected.success <= fools).all()
+    one = theirs(fmodel, images, labels, epsilons=sizes[1])
+    assert torch.equal(one[1], clips[2])
+    assert torch.equal(one[2], is_adv[2])
+
+
+def test_foolbox_smallest_perturbations_towards_targets(network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    fmodel = foolbox.PyTorchModel(network, bounds=(0, 1))
+    targets = (labels + 1) % 6
+    criterion = foolbox.TargetedMisclassification(targets)
+    for attack in (foolbox.DDNAttack(), foolbox.L1FMNAttack()):
+        raw, clipped, is_adv = attack(fmodel, images, criterion, epsilons=[None, 0.3])
+        assert is_adv[0].double().mean() > 0.9
+        for points, success in zip((raw[0], clipped[1]), is_adv, strict=True):
+            assert torch.equal(fmodel(points).argmax(1) == targets, success)
 
 
 def test_foolbox_takes_models_and_tensors_of_the_same_shape(network: nn.Module, images: Tensor, labels: Tensor) -> None:
@@ -257,13 +394,6 @@ VERSIONS = {
 }
 
 
-def quick(adversary: autoattack.AutoAttack) -> autoattack.AutoAttack:
-    """With few steps and queries; what the version sets stays."""
-    adversary.apgd.n_iter = adversary.apgd_targeted.n_iter = adversary.fab.n_iter = 8
-    adversary.square.n_queries = 30
-    return adversary
-
-
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_autoattack_versions(version: str, norm: str, network: nn.Module) -> None:
@@ -325,7 +455,7 @@ def test_autoattack_passes_settings_on(
     adversary.square.n_queries, adversary.square.n_restarts = 13, 2
     adversary.square.p_init, adversary.square.loss = 0.3, "ce"
     adv = adversary.run_standard_evaluation(images, labels, bs=7)
-    assert torch.equal(adv, images)  # type: ignore[arg-type]
+    assert torch.equal(adv, images)
     ce, dlr, targeted = asked["apgd"]
     for options in (ce, dlr):
         assert [options[key] for key in ("restarts", "steps", "eot", "rho")] == [2, 11, 3, 0.5]
@@ -388,7 +518,7 @@ def test_autoattack_errors(network: nn.Module, images: Tensor, labels: Tensor, t
         )
     adversary = autoattack.AutoAttack(network, verbose=False)
     with pytest.raises(AttributeError, match="Square has no setting 'n_iter' here; it has n_queries"):
-        adversary.square.n_iter = 3  # type: ignore[attr-defined]
+        adversary.square.n_iter = 3
     adversary.fab.n_restarts = 0
     adversary.attacks_to_run = ["fab"]
     with pytest.raises(ValueError, match="n_restarts must be an integer of at least 1"):
@@ -415,10 +545,37 @@ def test_what_is_missing_is_named(module: str, name: str) -> None:
     assert not hasattr(importlib.import_module(f"sparring.adapters.{module}"), "something")
 
 
+@pytest.mark.parametrize("module", [torchattacks, foolbox])
+def test_what_is_missing_has_its_advice(module: Any) -> None:
+    for name, call in module.INSTEAD.items():
+        with pytest.raises(ImportError) as caught:
+            getattr(module, name)
+        assert str(caught.value).endswith(f"for its purpose there is sparring.attacks.{call}")
+        assert hasattr(attacks, call.partition("(")[0])
+
+
 def test_what_differs_is_refused(network: nn.Module, images: Tensor, labels: Tensor) -> None:
     fmodel = foolbox.PyTorchModel(network, bounds=(0, 1))
-    with pytest.raises(ValueError, match="eot_iter=3"):
-        torchattacks.APGD(network, eot_iter=3)
+    with pytest.raises(ValueError, match="resc_schedule=False"):
+        torchattacks.Square(network, resc_schedule=False)
+    with pytest.raises(ValueError, match="alpha_max"):
+        torchattacks.FAB(network, alpha_max=0.2)
+    with pytest.raises(ValueError, match="n_restarts=3 has no counterpart where FAB is aimed at classes"):
+        torchattacks.FAB(network, multi_targeted=True, n_restarts=3)(images, labels)
+    with pytest.raises(ValueError, match="version must be one of 'standard', 'plus', 'rand'"):
+        torchattacks.AutoAttack(network, version="strong")
+    with pytest.raises(ValueError, match="AutoAttack cannot be targeted"):
+        torchattacks.AutoAttack(network).set_mode_targeted_by_label()
+    with pytest.raises(ValueError, match=r"init_epsilon=0.5.*gradient"):
+        foolbox.DDNAttack(init_epsilon=0.5)
+    with pytest.raises(ValueError, match=r"max_stepsize=0.1.*pace of its own"):
+        foolbox.LInfFMNAttack(max_stepsize=0.1)
+    with pytest.raises(ValueError, match=r"eps is 1\.5; accepted in L0: whole numbers"):
+        foolbox.L0FMNAttack(steps=5)(fmodel, images, labels, epsilons=1.5)
+    with pytest.raises(ValueError, match="eps must be at least 0"):
+        foolbox.DDNAttack(steps=5)(fmodel, images, labels, epsilons=[-1.0])
+    with pytest.raises(ValueError, match="epsilons is empty"):
+        foolbox.DDNAttack(steps=5)(fmodel, images, labels, epsilons=[])
     with pytest.raises(ValueError, match="APGD cannot be targeted"):
         torchattacks.APGD(network).set_mode_targeted_by_label()
     with pytest.raises(ValueError, match="eval mode"):
