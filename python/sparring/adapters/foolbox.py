@@ -266,9 +266,8 @@ class _Minimization(Attack):
         results = []
         for radius in radii:
             adv, success = found.adv, found.success
-            if radius is not None and bool((found.distance > radius).any()):
-                ball = ball_of(self.norm, images, radius, options["bounds"])
-                far = found.distance > radius
+            if radius is not None:
+                ball, far = ball_of(self.norm, images, radius, options["bounds"]), found.distance > radius
                 adv = torch.where(ball.column(far), ball.exact_points(ball.project(adv - images)), adv)
                 with held_still(whole), torch.no_grad():
                     predicted = answered(whole, adv).argmax(1)
