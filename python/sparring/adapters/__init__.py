@@ -7,13 +7,19 @@ values of the packages that they are called after, none of which has to be insta
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NoReturn
 
 
-def refuse(library: str, name: str, known: list[str]) -> NoReturn:
-    """For a module's ``__getattr__``: a clear error where the other library may well have the name."""
+def refuse(library: str, name: str, known: list[str], instead: Mapping[str, str] | None = None) -> NoReturn:
+    """For a module's ``__getattr__``: a clear error where the other library may well have the name.
+
+    `instead` has, by name, the call of Sparring's that serves the same purpose by other means.
+    """
     if name[:1].isupper():
-        raise ImportError(f"{library}'s {name} has no counterpart in Sparring; what has: {', '.join(sorted(known))}")
+        advice = f"; for its purpose there is sparring.attacks.{instead[name]}" if instead and name in instead else ""
+        has = ", ".join(sorted(known))
+        raise ImportError(f"{library}'s {name} has no counterpart in Sparring; what has: {has}{advice}")
     raise AttributeError(f"module 'sparring.adapters.{library.lower()}' has no attribute {name!r}")
 
 

@@ -4,77 +4,46 @@
 ``fb.attacks.LinfPGD``, ``fb.Misclassification``, ``fb.accuracy``. Names, arguments and defaults are those of Foolbox
 3.3, the models and criteria of Foolbox itself are accepted too, and so are EagerPy tensors around torch's.
 
-What differs: the best point of an example is returned, not the last one; it is within epsilon without clipping, so
-that `raw` and `clipped` are the same; random starts come from a generator with seed 0.
+What differs: the best point of an example is returned, not the last one. Points of attacks with a fixed epsilon are
+within it without clipping, so that `raw` and `clipped` are the same; random starts come from a generator with seed 0.
+Attacks of the smallest perturbation (`DDNAttack`, `L2FMNAttack`, ...) accept ``epsilons=None``, too.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from sparring import attacks as _attacks
+from sparring.adapters import _foolbox as given
 from sparring.adapters import only, refuse
-from sparring.attacks._model import held_still, preprocessed
+from sparring.attacks._model import answered, held_still, preprocessed
+from sparring.attacks._norms import ball_of
+from sparring.attacks._problem import eps_of
 
+PyTorchModel, accuracy = given.PyTorchModel, given.accuracy
+Misclassification, TargetedMisclassification = given.Misclassification, given.TargetedMisclassification
 
-class PyTorchModel:
-    """A network with its bounds and preprocessing, as in Foolbox; it is moved only to a `device` that is given."""
-
-    def __init__(
-        self, model: nn.Module, bounds: tuple[float, float], device: Any = None,
-        preprocessing: Mapping[str, Any] | None = None,
-    ) -> None:  # fmt: skip
-        if not isinstance(model, nn.Module):
-            raise ValueError(f"model must be an nn.Module, not {type(model).__name__}")
-        self.model = model if device is None else model.to(device)
-        self.bounds = (float(bounds[0]), float(bounds[1]))
-        self.preprocessing = _mean_and_std(preprocessing or {})
-
-    def __call__(self, inputs: Any) -> Any:
-        """Logits (B, K) of inputs (B, ...) in the bounds, in eval mode."""
-        images, restore = _plain(inputs)
-        whole = self.model if self.preprocessing is None else preprocessed(self.model, self.preprocessing, images)
-        with held_still(self.model), torch.set_grad_enabled(images.requires_grad):
-            return restore(whole(images))
-
-
-class Misclassification:
-    """Away from the `labels` (B,)."""
-
-    def __init__(self, labels: Any) -> None:
-        self.labels = labels
-
-
-class TargetedMisclassification:
-    """Towards the `target_classes` (B,)."""
-
-    def __init__(self, target_classes: Any) -> None:
-        self.target_classes = target_classes
-
-
-def accuracy(fmodel: Any, inputs: Any, labels: Any) -> float:
-    """Share of the inputs whose most likely class is the label."""
-    images, classes = _plain(inputs)[0], _plain(labels)[0]
-    with torch.no_grad():
-        return float((fmodel(images).argmax(-1) == classes).double().mean())
+Found = tuple[Tensor, Tensor, Tensor]
+"""Images (B, ...), the same within an epsilon, and whether these fool, bool (B,)."""
 
 
 class Attack:
-    """What the attacks of fixed epsilon share."""
+    """What all attacks share."""
 
     def __init__(self) -> None:
         self.times = 1
         self.generator = torch.Generator().manual_seed(0)
 
     def __call__(
-        self, model: Any, inputs: Any, criterion: Any, *, epsilons: float | Iterable[float], **options: Any
-    ) -> tuple[Any, Any, Any]:
+        self, model: Any, inputs: Any, criterion: Any, *, epsilons: float | Iterable[float | None] | None,
+        **options: Any,
+    ) -> tuple[Any, Any, Any]:  # fmt: skip
         """Attack with each epsilon.
 
         Parameters
@@ -85,28 +54,28 @@ class Attack:
             (B, ...) in the model's bounds, and `epsilons` in their units.
         criterion
             Labels (B,), `Misclassification` or `TargetedMisclassification`.
+        epsilons
+            A number or several. None, or None among them, is for attacks of the smallest perturbation: no limit.
 
         Returns
         -------
         raw, clipped, is_adv
-            Images like `inputs`, twice the same, and bool (B,); for several epsilons, lists of images and (E, B).
+            Images like `inputs`, the same within epsilon, and bool (B,), whether the model is fooled by the latter; for
+            several epsilons, two lists of images and bool (E, B).
         """
         if options:
             raise TypeError(f"{', '.join(sorted(options))}: not accepted; Sparring's attacks take no starting points")
-        images, restore = _plain(inputs)
-        labels, targets = _classes(criterion)
-        module, common = _network(model)
-        common |= {"targets": targets, "return_result": True}
+        images, restore = given.plain(inputs)
+        labels, targets = given.classes_of(criterion)
+        module, setting = given.network(model)
         several = isinstance(epsilons, Iterable)
-        results = []
-        for epsilon in epsilons if isinstance(epsilons, Iterable) else [epsilons]:
-            if epsilon is None:
-                raise ValueError("epsilons must be numbers: these attacks do not look for the smallest perturbation")
-            attack, settings = self._settings(float(epsilon))
-            results.append(attack(module, images, labels, eps=float(epsilon), **settings, **common))
-        adv = [restore(result.adv) for result in results]
-        success = torch.stack([result.success for result in results])
-        return (adv, list(adv), restore(success)) if several else (adv[0], adv[0], restore(success[0]))
+        sizes = [None if size is None else float(size) for size in _listed(epsilons)]
+        if not sizes:
+            raise ValueError("epsilons is empty; accepted: a number, or several")
+        found = self._found(module, images, labels, sizes, {**setting, "targets": targets})
+        raw, clipped = [restore(one[0]) for one in found], [restore(one[1]) for one in found]
+        success = torch.stack([one[2] for one in found])
+        return (raw, clipped, restore(success)) if several else (raw[0], clipped[0], restore(success[0]))
 
     def repeat(self, times: int) -> Attack:
         """The same, started so often; the best point of each example is kept."""
@@ -116,9 +85,27 @@ class Attack:
         vars(other).update(vars(self), times=self.times * times)
         return other
 
+    def _found(
+        self, module: nn.Module, images: Tensor, labels: Tensor, epsilons: Sequence[float | None],
+        options: dict[str, Any],
+    ) -> list[Found]:  # fmt: skip
+        """What was found for each epsilon."""
+        results = []
+        for epsilon in epsilons:
+            if epsilon is None:
+                raise ValueError("epsilons must be numbers: these attacks do not look for the smallest perturbation")
+            attack, settings = self._settings(epsilon)
+            result = attack(module, images, labels, eps=epsilon, return_result=True, **settings, **options)
+            results.append((result.adv, result.adv, result.success))
+        return results
+
     def _settings(self, eps: float) -> tuple[Callable[..., Any], dict[str, Any]]:
         """The attack of `sparring.attacks`, and its arguments besides eps."""
         raise NotImplementedError
+
+
+def _listed(epsilons: float | Iterable[float | None] | None) -> list[float | None]:
+    return [*epsilons] if isinstance(epsilons, Iterable) else [epsilons]
 
 
 class _FastGradient(Attack):
@@ -253,6 +240,90 @@ class LinfRepeatedAdditiveUniformNoiseAttack(LinfAdditiveUniformNoiseAttack):
         self.times = repeats
 
 
+class _Minimization(Attack):
+    """An attack of the smallest perturbation: one search, from which what is within each epsilon is read off.
+
+    Where the nearest point that fools is farther than epsilon, `clipped` is its nearest point within. There is nothing
+    random, so that `repeat` changes nothing.
+    """
+
+    norm: float
+    search: Callable[..., Any] = staticmethod(_attacks.ddn)
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+
+    def _found(
+        self, module: nn.Module, images: Tensor, labels: Tensor, epsilons: Sequence[float | None],
+        options: dict[str, Any],
+    ) -> list[Found]:  # fmt: skip
+        radii = [None if size is None else eps_of(size, images) for size in epsilons]
+        found = self.search(
+            module, images, labels, norm=self.norm, steps=self.steps, return_result=True, **options
+        )  # fmt: skip
+        targets, whole = options["targets"], preprocessed(module, options["preprocessing"], images)
+        results = []
+        for radius in radii:
+            adv, success = found.adv, found.success
+            if radius is not None:
+                ball, far = ball_of(self.norm, images, radius, options["bounds"]), found.distance > radius
+                adv = torch.where(ball.column(far), ball.exact_points(ball.project(adv - images)), adv)
+                with held_still(whole), torch.no_grad():
+                    predicted = answered(whole, adv).argmax(1)
+                fooled = predicted != labels if targets is None else predicted == targets
+                success = torch.where(far, fooled, success)
+            results.append((found.adv, adv, success))
+        return results
+
+
+class DDNAttack(_Minimization):
+    """`sparring.attacks.ddn` in L2; the first ball's radius follows from each example's gradient."""
+
+    norm = 2
+
+    def __init__(self, *, init_epsilon: float = 1.0, steps: int = 100, gamma: float = 0.05) -> None:
+        super().__init__(steps)
+        only("Foolbox", "init_epsilon", init_epsilon, 1.0, "each example's first radius follows from its gradient")
+        only("Foolbox", "gamma", gamma, 0.05, "the ball shrinks and grows by a twentieth")
+
+
+class L2FMNAttack(_Minimization):
+    """Not FMN, but its forerunner in L2: `sparring.attacks.ddn`, whose ball shrinks and grows as well."""
+
+    norm = 2.0
+
+    def __init__(
+        self, *, steps: int = 100, max_stepsize: float = 1.0, min_stepsize: float | None = None, gamma: float = 0.05,
+        init_attack: None = None, binary_search_steps: int = 10,
+    ) -> None:  # fmt: skip
+        super().__init__(steps)
+        why = "what runs instead has a pace of its own"
+        only("Foolbox", "max_stepsize", max_stepsize, 1.0, why)
+        only("Foolbox", "min_stepsize", min_stepsize, None, why)
+        only("Foolbox", "gamma", gamma, 0.05, why)
+        only("Foolbox", "init_attack", init_attack, None, "it starts from the inputs")
+
+
+class L1FMNAttack(L2FMNAttack):
+    """Not FMN, but `sparring.attacks.ddn` in L1: a ball that shrinks and grows as well, from outside in."""
+
+    norm = 1
+
+
+class LInfFMNAttack(L2FMNAttack):
+    """Not FMN, but `sparring.attacks.ddn` in Linf: a ball that shrinks and grows as well, from outside in."""
+
+    norm = math.inf
+
+
+class L0FMNAttack(L2FMNAttack):
+    """Not FMN, but another attack along gradients for the fewest entries: `sparring.attacks.sigma_zero`."""
+
+    norm = 0
+    search = staticmethod(_attacks.sigma_zero)
+
+
 FGSM, FGM = LinfFastGradientAttack, L2FastGradientAttack
 PGD = LinfPGD = LinfProjectedGradientDescentAttack
 L2PGD, L1PGD = L2ProjectedGradientDescentAttack, L1ProjectedGradientDescentAttack
@@ -260,51 +331,23 @@ L2PGD, L1PGD = L2ProjectedGradientDescentAttack, L1ProjectedGradientDescentAttac
 attacks = sys.modules[__name__]  # for fb.attacks.LinfPGD
 
 
-class _Callable(nn.Module):
-    """Foolbox' own model, whose module cannot be reached."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.forward = model
-
-
-def _network(model: Any) -> tuple[nn.Module, dict[str, Any]]:
-    if isinstance(model, PyTorchModel):
-        return model.model, {"bounds": model.bounds, "preprocessing": model.preprocessing}
-    if isinstance(model, nn.Module) or not hasattr(model, "bounds"):
-        raise TypeError(f"model must be a PyTorchModel, which knows its bounds; got {type(model).__name__}")
-    return _Callable(model), {"bounds": tuple(model.bounds), "preprocessing": None}
-
-
-def _mean_and_std(preprocessing: Mapping[str, Any]) -> dict[str, Any] | None:
-    unknown = {*preprocessing} - {"mean", "std", "axis", "flip_axis"}
-    if unknown:
-        raise ValueError(f"preprocessing has unknown keys: {', '.join(sorted(unknown))}")
-    only("Foolbox", "preprocessing['flip_axis']", preprocessing.get("flip_axis"), None, "put the flip into the model")
-    found = {name: preprocessing[name] for name in ("mean", "std") if preprocessing.get(name) is not None}
-    if any(torch.as_tensor(value).dim() > 0 for value in found.values()):
-        only("Foolbox", "preprocessing['axis']", preprocessing.get("axis"), -3, "channels come first")
-    return found or None
-
-
-def _classes(criterion: Any) -> tuple[Tensor, Tensor | None]:
-    """Labels and targets; where there are only targets, they stand for the labels, which PGD does not look at then."""
-    if hasattr(criterion, "target_classes"):
-        targets = _plain(criterion.target_classes)[0]
-        return targets, targets
-    labels = _plain(getattr(criterion, "labels", criterion))[0]
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"criterion must be labels, Misclassification or TargetedMisclassification; got {criterion!r}")
-    return labels, None
-
-
-def _plain(tensor: Any) -> tuple[Any, Any]:
-    """A torch tensor, and what makes its result the kind that came: EagerPy's have their tensor in `raw`."""
-    return (tensor.raw, type(tensor)) if hasattr(tensor, "raw") else (tensor, lambda result: result)
+INSTEAD = {
+    "EADAttack": "minimal(norm=1)",
+    "L2CarliniWagnerAttack": "minimal(norm=2)",
+    "NewtonFoolAttack": "minimal(norm=2)",
+    "L2DeepFoolAttack": "fab(norm=2)",
+    "LinfDeepFoolAttack": "fab(norm=inf)",
+    "L0BrendelBethgeAttack": "minimal(norm=0)",
+    "L1BrendelBethgeAttack": "minimal(norm=1)",
+    "L2BrendelBethgeAttack": "minimal(norm=2)",
+    "LinfinityBrendelBethgeAttack": "minimal(norm=inf)",
+    "GenAttack": "square(norm=inf)",
+    "PointwiseAttack": "sparse_rs(norm=0)",
+}
 
 
 def __getattr__(name: str) -> NoReturn:
     known = [
         n for n, value in globals().items() if isinstance(value, type) and issubclass(value, Attack) and n[0] != "_"
     ]
-    refuse("Foolbox", name, [*known, "PyTorchModel", "Misclassification", "TargetedMisclassification"])
+    refuse("Foolbox", name, [*known, "PyTorchModel", "Misclassification", "TargetedMisclassification"], INSTEAD)

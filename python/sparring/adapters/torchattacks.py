@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 from sparring import attacks
 from sparring.adapters import only, refuse
-from sparring.attacks._model import held_still
+from sparring.adapters._fab import fab_within
+from sparring.adapters.autoattack import AutoAttack as Ensemble
+from sparring.attacks._model import held_still, preprocessed
+from sparring.attacks._norms import norm_name
 
 TargetMap = Callable[[Tensor, Tensor], Tensor]
 
@@ -171,6 +174,21 @@ class BIM(_PGD):
         super().__init__(model, eps, alpha, steps or int(min(eps * 255 + 4, 1.25 * eps * 255)), random_start=False)
 
 
+class EOTPGD(_PGD):
+    """PGD in Linf along the mean of the gradients of `eot_iter` draws of a random model."""
+
+    def __init__(
+        self, model: nn.Module, eps: float = 8 / 255, alpha: float = 2 / 255, steps: int = 10, eot_iter: int = 2,
+        random_start: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__(model, eps, alpha, steps, random_start)
+        self.eot_iter = eot_iter
+
+    def _settings(self, images: Tensor) -> tuple[Callable[..., Any], dict[str, Any]]:
+        attack, settings = super()._settings(images)
+        return attack, settings | {"eot": self.eot_iter}
+
+
 class FFGSM(_PGD):
     """One step of PGD in Linf from a random start."""
 
@@ -188,16 +206,15 @@ class APGD(Attack):
         seed: int = 0, loss: str = "ce", eot_iter: int = 1, rho: float = 0.75, verbose: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(model, seed)
-        only("torchattacks", "eot_iter", eot_iter, 1, "gradients are not averaged over a random model")
         self.norm, self.eps, self.steps, self.n_restarts = norm, eps, steps, n_restarts
-        self.loss, self.rho, self.target_classes = loss, rho, None
+        self.loss, self.eot_iter, self.rho, self.target_classes = loss, eot_iter, rho, None
 
     target_classes: int | None
 
     def _settings(self, images: Tensor) -> tuple[Callable[..., Any], dict[str, Any]]:
         return attacks.apgd, {
             "eps": self.eps, "norm": self.norm, "steps": self.steps, "restarts": self.n_restarts, "loss": self.loss,
-            "rho": self.rho, "target_classes": self.target_classes, "generator": self.generator,
+            "rho": self.rho, "target_classes": self.target_classes, "eot": self.eot_iter, "generator": self.generator,
         }  # fmt: skip
 
 
@@ -210,6 +227,83 @@ class APGDT(APGD):
     ) -> None:  # fmt: skip
         super().__init__(model, norm, eps, steps, n_restarts, seed, "dlr", eot_iter, rho, verbose)
         self.target_classes = n_classes - 1
+
+
+class FAB(Attack):
+    """`sparring.attacks.fab`: the nearest points that fool, where they are within `eps`; elsewhere the images.
+
+    It starts at the images: further restarts aim at one likely class after another. "L1" is accepted as well.
+    """
+
+    def __init__(
+        self, model: nn.Module, norm: str = "Linf", eps: float | None = 8 / 255, steps: int = 10, n_restarts: int = 1,
+        alpha_max: float = 0.1, eta: float = 1.05, beta: float = 0.9, verbose: bool = False, seed: int = 0,
+        multi_targeted: bool = False, n_classes: int = 10,
+    ) -> None:  # fmt: skip
+        super().__init__(model, seed)
+        for name, value, accepted in (("alpha_max", alpha_max, 0.1), ("eta", eta, 1.05), ("beta", beta, 0.9)):
+            only("torchattacks", name, value, accepted, "it is as in the paper")
+        self.norm, self.eps, self.steps, self.n_restarts = norm, eps, steps, n_restarts
+        self.multi_targeted, self.n_classes = multi_targeted, n_classes
+        if eps is None:
+            self.eps = {"Linf": 0.3, "L2": 1.0, "L1": 5.0}[norm_name(norm)]
+
+    def _settings(self, images: Tensor) -> tuple[Callable[..., Any], dict[str, Any]]:
+        return fab_within, {
+            "eps": self.eps, "norm": self.norm, "steps": self.steps, "restarts": self.n_restarts,
+            "target_classes": self.n_classes - 1 if self.multi_targeted else None,
+        }  # fmt: skip
+
+
+class Square(Attack):
+    """`sparring.attacks.square`, whose windows have a schedule of their own. "L1" is accepted as well."""
+
+    def __init__(
+        self, model: nn.Module, norm: str = "Linf", eps: float = 8 / 255, n_queries: int = 5000, n_restarts: int = 1,
+        p_init: float = 0.8, loss: str = "margin", resc_schedule: bool = True, seed: int = 0, verbose: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(model, seed)
+        only("torchattacks", "resc_schedule", resc_schedule, True, "the windows' schedule follows from n_queries")
+        self.norm, self.eps, self.n_queries, self.n_restarts = norm, eps, n_queries, n_restarts
+        self.p_init, self.loss = p_init, loss
+
+    def _settings(self, images: Tensor) -> tuple[Callable[..., Any], dict[str, Any]]:
+        return attacks.square, {
+            "eps": self.eps, "norm": self.norm, "queries": self.n_queries, "restarts": self.n_restarts,
+            "p_init": self.p_init, "loss": self.loss, "generator": self.generator,
+        }  # fmt: skip
+
+
+class AutoAttack(Attack):
+    """:class:`sparring.adapters.autoattack.AutoAttack`: "standard", "plus" or "rand", each attack on what is left.
+
+    With AutoAttack's own 100 steps, where torchattacks takes 10; its targeted attacks aim at `n_classes` - 1 classes.
+    The images are returned where no attack fools within `eps`. "L1" is accepted as well.
+    """
+
+    can_target = False
+
+    def __init__(
+        self, model: nn.Module, norm: str = "Linf", eps: float = 8 / 255, version: str = "standard",
+        n_classes: int = 10, seed: int | None = None, verbose: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(model, seed or 0)
+        self.norm, self.eps, self.version, self.n_classes = norm, eps, version, n_classes
+        self.seed, self.verbose = seed, verbose
+        self._ensemble(model)  # errors for bad arguments now
+
+    def _ensemble(self, model: nn.Module) -> Ensemble:
+        ensemble = Ensemble(model, self.norm, self.eps, self.seed, self.verbose, version=self.version)
+        ensemble.apgd_targeted.n_target_classes = ensemble.fab.n_target_classes = self.n_classes - 1
+        return ensemble
+
+    def _run(
+        self, images: Tensor, labels: Tensor, targets: Tensor | None, preprocessing: dict[str, list[float]] | None
+    ) -> Tensor:
+        whole = preprocessed(self.model, preprocessing, images)
+        adv = self._ensemble(whole).run_standard_evaluation(images, labels, bs=max(1, len(images)))
+        assert isinstance(adv, Tensor)
+        return adv
 
 
 class OnePixel(Attack):
@@ -229,5 +323,19 @@ class OnePixel(Attack):
         }  # fmt: skip
 
 
+INSTEAD = {
+    "CW": "minimal(norm=2)",
+    "DeepFool": "fab(norm=2)",
+    "EADEN": "minimal(norm=1)",
+    "EADL1": "minimal(norm=1)",
+    "JSMA": "minimal(norm=0)",
+    "Pixle": "sparse_rs(norm='pixels')",
+    "SparseFool": "minimal(norm='pixels')",
+}
+
+
 def __getattr__(name: str) -> NoReturn:
-    refuse("torchattacks", name, ["APGD", "APGDT", "BIM", "FFGSM", "FGSM", "OnePixel", "PGD", "PGDL2"])
+    known = [
+        n for n, value in globals().items() if isinstance(value, type) and issubclass(value, Attack) and n[0] != "_"
+    ]
+    refuse("torchattacks", name, [n for n in known if n != "Attack"], INSTEAD)
