@@ -266,8 +266,8 @@ def _evaluate(
         warnings.simplefilter("ignore", GradientMaskingWarning)  # they are printed below the table
         return evaluate(
             network, x, y, wanted["attacks"], eps=wanted["eps"], preprocessing=wanted["preprocessing"],
-            worst_case=wanted["worst_case"], full=wanted["full"], batch_size=wanted["batch_size"], seed=wanted["seed"], keep=KEPT,
-            on_progress=bar, on_row=on_row,
+            worst_case=wanted["worst_case"], full=wanted["full"], batch_size=wanted["batch_size"],
+            seed=wanted["seed"], keep=KEPT, on_progress=bar, on_row=on_row,
         )  # fmt: skip
 
 
