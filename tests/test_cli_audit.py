@@ -123,6 +123,52 @@ def test_report_can_be_read_everywhere(done: tuple[Path, str]) -> None:
     assert f"{100 * worst:.1f} % (Linf, eps 0.1)" in page.text
 
 
+@pytest.fixture(scope="module")
+def from_both_sides(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """An audit with brackets."""
+    runs = tmp_path_factory.mktemp("brackets")
+    options = ("--images", "12", "--attacks", "fgsm", "--norm", "L2,L1", "--eps", "0.5,3", "--bracket")
+    result = sparring("audit", *net(weights), *options, "--threads", "1", "--runs-dir", str(runs))
+    assert result.exit_code == 0, result.output
+    return runs / "audit-1", result.output
+
+
+def test_an_audit_from_both_sides(from_both_sides: tuple[Path, str]) -> None:
+    path, output = from_both_sides
+    results = json.loads((path / "results.json").read_text())
+    assert [one["norm"] for one in results["brackets"]] == ["L2", "L1"]
+    tensors = load_file(path / "examples.safetensors")
+    right = tensors["predictions"] == tensors["labels"]
+    for norm in ("L2", "L1"):
+        lower, upper = tensors[f"bracket/{norm}/lower"], tensors[f"bracket/{norm}/upper"]
+        assert lower.dtype is upper.dtype is torch.float64
+        assert bool((lower[right] < upper[right]).all())
+        assert upper[~right].tolist() == [0.0] * int((~right).sum())
+        fooled = tensors["0/fooled"] if norm == "L2" else tensors["1/fooled"]
+        assert bool((upper[fooled] <= (0.5 if norm == "L2" else 3.0) * (1 + 1e-5)).all())
+        assert f"{norm}: median between" in output
+    assert json.loads((path / "config.json").read_text())["audit"]["bracket"] == ["L2", "L1"]
+    assert "--bracket" in json.loads((path / "config.json").read_text())["command"]
+
+
+def test_the_report_of_both_sides(from_both_sides: tuple[Path, str]) -> None:
+    from test_report import Page
+
+    path, _ = from_both_sides
+    page = Page((path / "report.html").read_text(encoding="utf-8"))
+    assert page.open == []
+    assert page.text.index("Attack by attack") < page.text.index("From both sides") < page.text.index("Class by class")
+    assert {"bracket_L2.png", "bracket_images_L1.png"} <= {file.name for file in (path / "figures").iterdir()}
+
+
+def test_brackets_are_of_norms_with_certified_radii() -> None:
+    from sparring.cli.audit import _sides
+
+    assert _sides("L0,L2", {"L0": [3.0], "L2": [1.0]}) == ["L2"]
+    with pytest.raises(ValueError, match=r"--bracket: there are brackets in L2, L1, Linf, but --norm is L0"):
+        _sides("L0", {"L0": [3.0]})
+
+
 def test_report_is_rendered_again(done: tuple[Path, str]) -> None:
     path, _ = done
     before = (path / "report.html").read_text()

@@ -179,7 +179,8 @@ def spans(theme: Theme, low: np.ndarray, high: np.ndarray, *, names: tuple[str, 
     axes.set_xlim(0, len(low) + 1)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    _legend(theme, axes)
+    if axes.get_legend_handles_labels()[0]:
+        _legend(theme, axes)
     return figure
 
 

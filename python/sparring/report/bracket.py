@@ -61,13 +61,15 @@ def section(found: Mapping[str, Any], kept: Mapping[str, Tensor]) -> Section:
     """From results.json and the tensors of an audit; empty if it was made without brackets."""
     from sparring.analysis import Bracket
 
+    if not found.get("brackets"):
+        return Section("", "", "", [])
     correct = kept["predictions"] == kept["labels"]
     brackets = [
         Bracket(
             norm=one["norm"], lower=kept[f"bracket/{one['norm']}/lower"], upper=kept[f"bracket/{one['norm']}/upper"],
             correct=correct, adv=correct.new_zeros(len(correct), 0), method=one["method"], reason=one["reason"],
         )
-        for one in found.get("brackets", ())
+        for one in found["brackets"]
     ]  # fmt: skip
     pictures = [*(_curve(bracket, found) for bracket in brackets), *map(_each, brackets)]
     return Section("", "From both sides", " ".join([TEXT, *_remarks(brackets)]), pictures, _table(brackets))
