@@ -107,10 +107,16 @@ def test_default_battery_in_three_norms(model: Linear, x: Tensor, y: Tensor) -> 
     assert [case.threat for case in found.worst_cases] == ["Linf, eps 0.02", "L2, eps 0.08", "L1, eps 0.3"]
     for case, (eps, dual) in zip(found.worst_cases, [(0.02, 1.0), (0.08, 2.0), (0.3, math.inf)], strict=True):
         assert case.robust.tolist() == standing(model, x, y, eps, dual).tolist()
-    assert {row.name for row in found.rows if row.norm == "Linf"} == {"noise", "fgsm", "pgd", "apgd-ce", "apgd-margin"}
+    assert [row.name for row in found.rows if row.norm == "Linf"] == [
+        "noise", "fgsm", "apgd-ce", "minimal", "apgd-margin", "apgd-margin (2)", "square",
+    ]  # fmt: skip
+    assert (found.rows[3].attacked == found.rows[2].robust).all()  # what is left
+    everything = quiet(model, x, y, eps=0.02, full=True)
+    assert all((row.attacked == everything.correct).all() for row in everything.rows)
+    assert everything.robust.tolist() == standing(model, x, y, 0.02, 1.0).tolist()
     assert not found.warnings
     assert found.verdict.startswith("robust accuracy ")
-    assert found.verdict.endswith("; 60 images, 13 attacks")
+    assert found.verdict.endswith("; 60 images, 21 attacks")
 
 
 def test_worst_case_counts_what_any_attack_fooled(model: Linear, x: Tensor, y: Tensor) -> None:

