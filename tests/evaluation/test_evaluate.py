@@ -330,4 +330,6 @@ def test_a_mean_alone_is_a_preprocessing() -> None:
 def test_the_battery_goes_by_the_outputs_of_the_model() -> None:
     """Two of them here, for ten examples: too few for the targeted loss."""
     found = run(None, batch_size=COUNT)  # type: ignore[arg-type]
-    assert [row.name for row in found.rows if not row.added] == ["noise", "fgsm", "pgd", "apgd-ce", "apgd-margin"]
+    assert [row.name for row in found.rows if not row.added] == [
+        "noise", "fgsm", "apgd-ce", "minimal", "apgd-margin", "apgd-margin (2)", "square",
+    ]  # fmt: skip

@@ -63,16 +63,16 @@ NAMES: Mapping[str, Known] = {
 BATTERIES: Mapping[str, tuple[Entry, ...]] = {
     "Linf": (
         "noise", "fgsm", "apgd-ce", ("minimal", {"steps": 100}), ("apgd-margin", {"restarts": 3}),
-        ("apgd-t", {"steps": 30}), ("square", {"queries": 500}),
+        ("apgd-t", {"steps": 30}), ("square", {"queries": 200}),
     ),
     "L2": (
         "noise", "fgm", "apgd-ce", ("apgd-ce", {"name": "apgd-ce inward", "schedule": library.INWARD}),
         ("minimal", {"steps": 300}), ("apgd-t", {"target_classes": 3, "schedule": library.INWARD}),
-        ("square", {"queries": 500}),
+        ("square", {"queries": 200}),
     ),
     "L1": (
-        "noise", "slide", ("apgd-ce", {"restarts": 3}), ("minimal", {"steps": 160}),
-        ("apgd-t", {"target_classes": 5}), "pdpgd", ("square", {"queries": 500}),
+        "noise", "fgsm", ("apgd-ce", {"restarts": 3}), ("minimal", {"steps": 160}),
+        ("apgd-t", {"target_classes": 5}), "pdpgd", ("square", {"queries": 200}),
     ),
     **dict.fromkeys(COUNTED, (("sparse-rs", {"queries": 1000}), ("sigma-zero", {"steps": 300}), "sparse-pgd")),
 }  # fmt: skip
