@@ -452,7 +452,7 @@ def test_probabilities_for_logits_are_named(model: Linear, x: Tensor, y: Tensor)
     ({"attacks": [], "eps": 0.1}, ValueError, "attacks is empty"),
     ({"attacks": "fgsm", "eps": 0.1}, ValueError, "a list of one"),
     ({"attacks": [3], "eps": 0.1}, ValueError, "not 3"),
-    ({"attacks": [("pgd", {"step": 3})], "eps": 0.1}, ValueError, "'pgd' has no option 'step'; it has eps"),
+    ({"attacks": [("pgd", {"stepz": 3})], "eps": 0.1}, ValueError, "'pgd' has no option 'stepz'; it has eps"),
     ({"attacks": [("pgd", {"steps": -3})], "eps": 0.1}, ValueError, "attack 'pgd': steps"),
     ({"attacks": ["slide"], "eps": 0.1}, ValueError, "'slide' works in L1: give eps"),
     ({"attacks": [("slide", {"norm": 2})], "eps": 0.1}, ValueError, "'slide' works in L1, not in L2"),

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sparring import attacks
+from sparring import attacks, ops
 from sparring.attacks import AttackResult, GradientMaskingWarning
 
 NORMS = ("Linf", "L2", "L1")
@@ -366,3 +366,39 @@ def test_memory_layout_does_not_matter(norm: str) -> None:
     other = x.to(memory_format=torch.channels_last)
     wanted, found = (attacks.pgd(network(), each, y, eps=0.3, norm=norm, steps=5) for each in (x, other))
     assert torch.equal(found, wanted)
+
+
+def test_a_euclidean_step_in_l1_on_a_linear_model() -> None:
+    """It is the projection of the gradient scaled to that Euclidean norm."""
+    weight = torch.randn(2, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    layer = nn.Linear(30, 2, bias=False, dtype=torch.float64)
+    layer.weight.data.copy_(weight)
+    x = torch.rand(5, 30, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    y, eps, size = torch.zeros(5, dtype=torch.int64), 1.5, 0.6
+    rise = (weight[1] - weight[0]).expand(5, -1)  # times a positive number for each image
+    step = eps * size * rise / rise.norm(dim=1, keepdim=True)
+    expected = x + ops.project_l1_box(step, x, torch.full((5,), eps, dtype=torch.float64), (0.0, 1.0))
+    options: dict[str, Any] = {"eps": eps, "norm": 1, "steps": 1, "step_size": size, "random_start": False}
+    found = attacks.pgd(layer, x, y, step="euclidean", **options)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+    assert (found != x).sum() > (attacks.pgd(layer, x, y, **options) != x).sum()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_euclidean_steps_keep_to_ball_and_box(steps: int) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(30, 16), nn.ReLU(), nn.Linear(16, 4))
+    x, y = torch.rand(6, 30, generator=torch.Generator().manual_seed(2)), torch.arange(6) % 4
+    x[0], eps = 0.0, torch.tensor([0.0, 0.5, 1.0, 2.0, 4.0, 1e6])
+    found = attacks.pgd(model, x, y, eps=eps, norm="L1", steps=steps, step="euclidean")
+    assert ((found >= 0) & (found <= 1)).all()
+    assert ((found.double() - x.double()).abs().sum(1) <= eps.double()).all()
+    for i in range(6):
+        alone = attacks.pgd(model, x[i:][:1], y[i:][:1], eps=eps[i:][:1], norm="L1", steps=steps, step="euclidean")
+        torch.testing.assert_close(alone, found[i:][:1])
+
+
+def test_a_step_that_is_not_known_is_refused() -> None:
+    with pytest.raises(ValueError, match="step must be one of 'sparse', 'euclidean'; got 'l2'"):
+        attacks.pgd(nn.Flatten(), torch.rand(1, 3), torch.tensor([0]), eps=1.0, norm=1, step="l2")  # type: ignore[arg-type]

@@ -134,9 +134,7 @@ class L2Ball(Ball):
         return torch.clamp(delta * self.column(t), self.low, self.high, out=moved)
 
     def steepest(self, grad: Tensor) -> Tensor:
-        length = _length(grad)
-        direction: Tensor = grad / self.column(torch.where(length > 0, length, 1).to(grad.dtype))
-        return direction
+        return unit(grad)
 
     def length(self, delta: Tensor) -> Tensor:
         return _length(delta)
@@ -153,6 +151,13 @@ class L2Ball(Ball):
         radius = share ** (1 / max(1, direction.numel()))
         noise: Tensor = direction * (radius / direction.norm())
         return noise
+
+
+def unit(grad: Tensor) -> Tensor:
+    """Each example's gradient, (B, ...), divided by its Euclidean norm; 0 where it is 0."""
+    length = _length(grad).reshape(-1, *(1,) * (grad.dim() - 1))
+    direction: Tensor = grad / torch.where(length > 0, length, 1).to(grad.dtype)
+    return direction
 
 
 def _length(delta: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from sparring import attacks, losses
 from sparring._progress import Progress
+from sparring.attacks._norms import norm_name
 from sparring.data import Dataset
 from sparring.ensembles.mixture import Mixture
 from sparring.training.augment import augmentation_for
@@ -194,11 +195,13 @@ def fit_mixture(
 
 
 def named_attack(config: FitConfig) -> PlainAttack | None:
-    """The attack that a configuration names, or None."""
+    """The attack that a configuration names, or None; PGD in L1 goes by Euclidean steps unless its options say else."""
     if config.attack == "none":
         return None
-    attack = getattr(attacks, config.attack)
-    return partial(_call, attack, {"eps": config.eps, **config.attack_options})
+    options = {"eps": config.eps, **config.attack_options}
+    if config.attack == "pgd" and norm_name(options.get("norm", math.inf)) == "L1":
+        options = {"step": "euclidean", **options}
+    return partial(_call, getattr(attacks, config.attack), options)
 
 
 def _call(attack: Callable[..., Any], options: dict[str, Any], model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
